@@ -1,0 +1,1 @@
+"""adrec: a two-stage ad recommender for one CPU machine."""
