@@ -1,0 +1,159 @@
+"""Batch: what a model is given. Requests with their candidates, as tensors.
+
+B requests, N candidates each (padded), F categorical fields, D floats, L history items, C counter
+features, K tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adrec.features.histories import UNKNOWN_MS
+from adrec.features.transforms import Encoded
+
+TensorsT = TypeVar("TensorsT")
+
+_MS_PER_HOUR = 3_600_000.0
+UNKNOWN_GAP = -1.0
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A group of fields: categorical int32 [..., F] and dense float32 [..., D]."""
+
+    categorical: Tensor
+    dense: Tensor
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> "Fields":
+        """The same numbers as tensors."""
+        return cls(torch.from_numpy(encoded.categorical), torch.from_numpy(encoded.dense))
+
+
+@dataclass(frozen=True)
+class HistoryItems:
+    """One sequence of B requests: the ads [B, L], log(1 + hours) since each [B, L] or -1, and
+    which places hold an ad [B, L]."""
+
+    ads: Fields
+    gap_BL: Tensor
+    mask_BL: Tensor
+
+
+@dataclass(frozen=True)
+class Query:
+    """The side of a batch that is the same for all candidates of a request."""
+
+    user: Fields
+    request: Fields
+    histories: tuple[HistoryItems, ...]
+
+    def __len__(self) -> int:
+        return len(self.user.categorical)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Ads to score for each request, padded to the longest slate.
+
+    ads [B, N, ...]; counters_BNC float32; position_BN int32 from 1 (0: padding or unknown);
+    mask_BN bool, False for padding.
+    """
+
+    ads: Fields
+    counters_BNC: Tensor
+    position_BN: Tensor
+    mask_BN: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Requests, candidates and outcomes. ad_row_BN int64, 0 for padding; labels_BNK float32."""
+
+    query: Query
+    candidates: Candidates
+    ad_row_BN: Tensor
+    labels_BNK: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of impressions."""
+        return int(self.candidates.mask_BN.sum())
+
+
+def to_device(value: TensorsT, device: torch.device) -> TensorsT:
+    """Move every tensor of a dataclass of tensors."""
+    moved: TensorsT = _map(value, device) if device.type != "cpu" else value
+    return moved
+
+
+def _map(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_map(part, device) for part in value)
+    assert is_dataclass(value)
+    assert not isinstance(value, type)
+    return type(value)(**{f.name: _map(getattr(value, f.name), device) for f in fields(value)})
+
+
+def gaps(times_ms: NDArray[np.int64], at_ms: NDArray[np.int64]) -> NDArray[np.float32]:
+    """log(1 + hours) between each history item [R, L] and its request [R]; -1 where unknown."""
+    hours = (at_ms[:, None] - times_ms) / _MS_PER_HOUR
+    known = times_ms != UNKNOWN_MS
+    return np.where(known, np.log1p(np.maximum(hours, 0.0)), UNKNOWN_GAP).astype(np.float32)
+
+
+def history_items(
+    ads: Encoded, rows_BL: NDArray[np.int32], gap_BL: NDArray[np.float32]
+) -> HistoryItems:
+    """Look up the ads of a history in the encoded catalogue."""
+    return HistoryItems(
+        ads=Fields.of(ads.take(rows_BL)),
+        gap_BL=torch.from_numpy(gap_BL),
+        mask_BL=torch.from_numpy(rows_BL != 0),
+    )
+
+
+def candidates_of(
+    ads: Encoded,
+    rows_BN: NDArray[np.integer],
+    counters_BNC: NDArray[np.float32],
+    position_BN: NDArray[np.int32],
+) -> Candidates:
+    """Look up candidates in the encoded catalogue; row 0 is padding."""
+    return Candidates(
+        ads=Fields.of(ads.take(rows_BN)),
+        counters_BNC=torch.from_numpy(counters_BNC),
+        position_BN=torch.from_numpy(position_BN),
+        mask_BN=torch.from_numpy(rows_BN != 0),
+    )
+
+
+def stack_queries(queries: Sequence[Query]) -> Query:
+    """Join queries of one request each into one of many."""
+    first = queries[0]
+    return Query(
+        user=_stack([query.user for query in queries]),
+        request=_stack([query.request for query in queries]),
+        histories=tuple(
+            HistoryItems(
+                ads=_stack([query.histories[i].ads for query in queries]),
+                gap_BL=torch.cat([query.histories[i].gap_BL for query in queries]),
+                mask_BL=torch.cat([query.histories[i].mask_BL for query in queries]),
+            )
+            for i in range(len(first.histories))
+        ),
+    )
+
+
+def _stack(groups: Sequence[Fields]) -> Fields:
+    return Fields(
+        torch.cat([group.categorical for group in groups]),
+        torch.cat([group.dense for group in groups]),
+    )

@@ -1,0 +1,266 @@
+"""Counters: past impressions and outcomes of a key, in a batch or one event at a time.
+
+For a key (an ad, a user and a topic, ...) at time t, with half-life h,
+
+    n(t) = sum over past impressions i of 2^(-(t - t_i) / h)        y(t) = the same times outcome i
+
+where an impression is past for a task if t_i + delay(task) < t, strictly: a row never counts
+itself, nor a row of the same instant. What the model sees is log(1 + n) and, for each task, how far
+the smoothed rate (y + s p) / (n + s) lies from the training mean p (log lift; difference for value
+tasks, whose outcome is log(1 + value)). Historical rates as features: He et al. 2014, section 3.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adrec.features.past import count_strictly_before, order_events
+from adrec.schema import Task
+
+_MS_PER_HOUR = 3_600_000.0
+_MAX_HALVINGS = 256  # 2^256 fits a float64 with room for any number of rows
+SMOOTHING = 20.0
+"""Impressions' worth of prior in each rate."""
+
+
+def outcomes(labels_NK: NDArray[np.float32], tasks: Sequence[Task]) -> NDArray[np.float64]:
+    """What is summed for each task, [N, K]: the label, or log(1 + value)."""
+    values_NK = labels_NK.astype(np.float64)
+    for k, task in enumerate(tasks):
+        if task.kind == "value":
+            values_NK[:, k] = np.log1p(values_NK[:, k])
+    return values_NK
+
+
+@dataclass
+class Counter:
+    """Decayed sums of one kind of key, e.g. all (user, topic) pairs.
+
+    A batch is taken in by `advance`, single impressions by `observe` and `read`; both leave the
+    same sums behind and may alternate.
+    """
+
+    half_lives_ms: NDArray[np.float64]
+    """[H]; infinity never forgets."""
+    delays_ms: NDArray[np.int64]
+    """[K] delay of each task."""
+    slots: dict[int, int] = field(default_factory=dict)
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    """[slots, H, 2K]: n of each task, then y of each task, as of `as_of_ms`."""
+    as_of_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    pending: list[tuple[int, int, int, int, float]] = field(default_factory=list)
+    """Heap of (known at, key, time, task, outcome): happened, but not known yet."""
+
+    def __post_init__(self) -> None:
+        if not self.sums.size:
+            self.sums = np.zeros((0, len(self.half_lives_ms), 2 * len(self.delays_ms)))
+
+    def read(self, keys_N: NDArray[np.int64], at_ms: int) -> NDArray[np.float64]:
+        """Sums of each key as of a request, [N, H, 2K]; zeros for a key never seen."""
+        self._settle(at_ms)
+        get = self.slots.get
+        slots_N = np.array([get(key, -1) for key in keys_N.tolist()], np.int64)
+        if not len(self.as_of_ms):
+            return np.zeros((len(keys_N), *self.sums.shape[1:]))
+        age_N = (at_ms - self.as_of_ms[slots_N]).astype(np.float64)
+        decayed = self.sums[slots_N] * self._decay(age_N)[..., None]
+        decayed[slots_N < 0] = 0.0
+        return decayed
+
+    def observe(self, key: int, time_ms: int, outcomes_K: NDArray[np.float64]) -> None:
+        """Take in one impression and its outcomes; each counts once its task's delay is over."""
+        for task, outcome in enumerate(outcomes_K.tolist()):
+            known_at = time_ms + int(self.delays_ms[task])
+            heapq.heappush(self.pending, (known_at, key, time_ms, task, outcome))
+
+    def _settle(self, at_ms: int) -> None:
+        """Move what is known strictly before `at_ms` from pending into the sums."""
+        tasks = len(self.delays_ms)
+        while self.pending and self.pending[0][0] < at_ms:
+            _, key, time_ms, task, outcome = heapq.heappop(self.pending)
+            slot = int(self._slots_of(np.array([key], np.int64))[0])
+            age_ms = float(time_ms - self.as_of_ms[slot])
+            if age_ms > 0:
+                self.sums[slot] *= self._decay(np.array(age_ms))[:, None]
+                self.as_of_ms[slot] = time_ms
+                age_ms = 0.0
+            weight_H = self._decay(np.array(-age_ms))
+            self.sums[slot, :, task] += weight_H
+            self.sums[slot, :, tasks + task] += weight_H * outcome
+
+    def _decay(self, age_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """2^(-age / half-life), [..., H]."""
+        return np.exp2(-age_ms[..., None] / self.half_lives_ms)
+
+    def _slots_of(self, keys_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Slots of distinct keys, made where missing."""
+        slots, known = self.slots, len(self.slots)
+        slots_U = np.array([slots.setdefault(key, len(slots)) for key in keys_U.tolist()], np.int64)
+        if len(slots) > len(self.sums):
+            room = max(len(slots), 2 * known, 1024)
+            grown = np.zeros((room, *self.sums.shape[1:]))
+            grown[: len(self.sums)] = self.sums
+            as_of = np.zeros(room, np.int64)
+            as_of[: len(self.as_of_ms)] = self.as_of_ms
+            self.sums, self.as_of_ms = grown, as_of
+        return slots_U
+
+    def advance(
+        self,
+        keys_N: NDArray[np.int64],
+        times_ms_N: NDArray[np.int64],
+        outcomes_NK: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Read before, then take in, many impressions in time order.
+
+        The same as, for each instant in turn, `read` for all its rows and then `observe` of them.
+
+        Args:
+            keys_N: key of each impression.
+            times_ms_N: ascending times, none before a row of an earlier call.
+            outcomes_NK: outcome of each task.
+
+        Returns:
+            [N, H, 2K] sums strictly before each row.
+        """
+        if not len(keys_N):
+            return np.zeros((0, *self.sums.shape[1:]))
+        span_ms = float(times_ms_N[-1] - times_ms_N[0])
+        if span_ms / self.half_lives_ms.min() > _MAX_HALVINGS and len(keys_N) > 1:
+            half = len(keys_N) // 2
+            parts = (slice(None, half), slice(half, None))
+            return np.concatenate(
+                [self.advance(keys_N[p], times_ms_N[p], outcomes_NK[p]) for p in parts]
+            )
+        return self._advance(keys_N, times_ms_N, outcomes_NK)
+
+    def _advance(
+        self,
+        keys_N: NDArray[np.int64],
+        times_ms_N: NDArray[np.int64],
+        outcomes_NK: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        start, end, tasks = int(times_ms_N[0]), int(times_ms_N[-1]), len(self.delays_ms)
+        self._settle(start)
+        waiting, self.pending = self.pending, []
+        late = np.array([(e[1], e[2]) for e in waiting], np.int64).reshape(-1, 2)
+        distinct, group = np.unique(np.concatenate([keys_N, late[:, 0]]), return_inverse=True)
+        group = group.astype(np.int64)
+        slots_U = self._slots_of(distinct)
+        fresh = self.as_of_ms[slots_U] == 0
+        age_U = np.where(fresh, 0, start - self.as_of_ms[slots_U]).astype(np.float64)
+        base_U = self.sums[slots_U] * self._decay(age_U)[..., None]
+        groups_N = group[: len(keys_N)]
+        result, final_U = base_U[groups_N], base_U.copy()
+        late_tasks = np.array([e[3] for e in waiting], np.int64)
+        late_outcomes = np.array([e[4] for e in waiting], np.float64)
+        for task in range(tasks):
+            mine = late_tasks == task
+            events = _Events(
+                group=np.concatenate([group[len(keys_N) :][mine], groups_N]),
+                time_ms=np.concatenate([late[mine, 1], times_ms_N]),
+                delay_ms=int(self.delays_ms[task]),
+                outcome=np.concatenate([late_outcomes[mine], outcomes_NK[:, task]]),
+            ).ordered()
+            columns = [task, tasks + task]
+            sums = events.running_sums(start, self.half_lives_ms)
+            result[:, :, columns] += events.before(sums, groups_N, times_ms_N)
+            everyone = np.arange(len(distinct))
+            final_U[:, :, columns] += events.before(sums, everyone, np.full(len(distinct), end))
+            for i in np.flatnonzero(events.known_at_ms >= end):
+                self.pending.append(
+                    (
+                        int(events.known_at_ms[i]),
+                        int(distinct[events.group[i]]),
+                        int(events.time_ms[i]),
+                        task,
+                        float(events.outcome[i]),
+                    )
+                )
+        heapq.heapify(self.pending)
+        self.sums[slots_U] = final_U * self._decay(np.array(float(end - start)))[:, None]
+        self.as_of_ms[slots_U] = end
+        return result * self._decay((times_ms_N - start).astype(np.float64))[..., None]
+
+    def save(self, path: Path) -> None:
+        """Write keys, sums and what is pending as two Parquet files."""
+        used = len(self.slots)
+        flat = self.sums[:used].reshape(used, int(np.prod(self.sums.shape[1:])))
+        columns = {f"sum_{i}": flat[:, i] for i in range(flat.shape[1])}
+        keys = np.fromiter(self.slots.keys(), np.int64, used)
+        pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns).write_parquet(path)
+        names = {"known_at_ms": pl.Int64, "key": pl.Int64, "time_ms": pl.Int64}
+        pending = pl.DataFrame(
+            self.pending, schema=names | {"task": pl.Int64, "outcome": pl.Float64}, orient="row"
+        )
+        pending.write_parquet(path.with_suffix(".pending.parquet"))
+
+    def restore(self, path: Path) -> None:
+        """Read what `save` wrote."""
+        frame = pl.read_parquet(path)
+        self.slots = {key: i for i, key in enumerate(frame["key"].to_list())}
+        self.as_of_ms = frame["as_of_ms"].to_numpy(writable=True)
+        shape = (frame.height, *self.sums.shape[1:])
+        self.sums = frame.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
+        self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
+        heapq.heapify(self.pending)
+
+
+@dataclass(frozen=True)
+class _Events:
+    """Impressions of one task's view: known `delay_ms` after they happened."""
+
+    group: NDArray[np.int64]
+    time_ms: NDArray[np.int64]
+    delay_ms: int
+    outcome: NDArray[np.float64]
+
+    @property
+    def known_at_ms(self) -> NDArray[np.int64]:
+        return self.time_ms + self.delay_ms
+
+    def ordered(self) -> "_Events":
+        order = order_events(self.group, self.known_at_ms)
+        return _Events(self.group[order], self.time_ms[order], self.delay_ms, self.outcome[order])
+
+    def running_sums(
+        self, start_ms: int, half_lives_ms: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """[E, H, 2] of n and y within the group up to each event, in units of time `start_ms`."""
+        since_E = (self.time_ms - start_ms).astype(np.float64)
+        columns: dict[str, NDArray[np.float64]] = {}
+        for h, half_life_ms in enumerate(half_lives_ms):
+            weight_E = np.exp2(since_E / half_life_ms)
+            columns |= {f"n{h}": weight_E, f"y{h}": weight_E * self.outcome}
+        frame = pl.DataFrame({"group": self.group} | columns)
+        summed = frame.select(pl.col(name).cum_sum().over("group") for name in columns)
+        return summed.to_numpy().reshape(len(self.group), len(half_lives_ms), 2)
+
+    def before(
+        self,
+        sums_EH2: NDArray[np.float64],
+        groups_Q: NDArray[np.int64],
+        times_ms_Q: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """[Q, H, 2] running sums just before each query; zero where its group has no such event."""
+        last = count_strictly_before(self.group, self.known_at_ms, groups_Q, times_ms_Q) - 1
+        found = (last >= 0) & (self.group[np.maximum(last, 0)] == groups_Q)
+        return np.where(found[:, None, None], sums_EH2[np.maximum(last, 0)], 0.0)
+
+
+def counter_features(
+    sums: NDArray[np.float64], priors_K: NDArray[np.float64], tasks: Sequence[Task]
+) -> NDArray[np.float32]:
+    """What a model sees of sums [N, H, 2K]: [N, H * (1 + K)] as the module's docstring says."""
+    n, y = sums[..., : len(tasks)], sums[..., len(tasks) :]
+    rate = (y + SMOOTHING * priors_K) / (n + SMOOTHING)
+    binary_K = np.array([task.kind == "binary" for task in tasks])
+    ratio = np.log(np.maximum(rate, 1e-9) / np.maximum(priors_K, 1e-9))
+    lift = np.where(binary_K, ratio, rate - priors_K)
+    features = np.concatenate([np.log1p(n[..., :1]), lift], axis=-1)
+    return features.reshape(len(sums), -1).astype(np.float32)

@@ -1,0 +1,271 @@
+"""Dataset: a prepared log on disk, read through memory maps, request by request.
+
+`prepare` passes over the log once in time order. Each array is a file of raw numbers that grows as
+the pass goes on, so memory does not grow with the log; `dataset.json` says what each holds.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from adrec.data.splits import Split, SplitConfig, split_times
+from adrec.data.tables import Tables
+from adrec.errors import DataError
+from adrec.features.batches import Batch, Fields, Query, candidates_of, history_items
+from adrec.features.state import Catalogue, Rows, State, load_encoded
+from adrec.features.transforms import Encoded, FeatureConfig, Features
+from adrec.progress import Progress
+from adrec.schema import TIMESTAMP_MS
+
+SplitName = Literal["train", "valid", "test"]
+
+
+def prepare(
+    tables: Tables,
+    directory: Path,
+    *,
+    split: SplitConfig,
+    config: FeatureConfig,
+    chunk_rows: int = 250_000,
+    progress: Progress | None = None,
+) -> "Dataset":
+    """Fit the features, then turn a log into arrays ready for training.
+
+    The folder appears whole or not at all. It also holds the features, the encoded ads, and the
+    state of users and counters at the start of the test period and at the end of the log.
+
+    Raises:
+        DataError: a table cannot be read, or nothing is left to train on.
+        ConfigError: a split without impressions.
+    """
+    progress = progress or Progress()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = directory.with_name(directory.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    times = split_times(tables, split)
+    progress.say(f"fitting features of {tables.impressions.file}")
+    features = Features.fit(tables, config, train_until_ms=times.valid_from_ms)
+    catalogue = Catalogue.of(features, tables.ad_frame())
+    state = State.begin(features, catalogue, tables.user_frame())
+    with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
+        tested = False
+        for frame in tables.chunks(chunk_rows):
+            kept = frame.filter(pl.col(TIMESTAMP_MS) < times.end_ms)
+            before = kept.filter(pl.col(TIMESTAMP_MS) < times.test_from_ms)
+            for part in (before, kept[before.height :]):
+                if not part.height:
+                    continue
+                if not tested and part[TIMESTAMP_MS][0] >= times.test_from_ms:
+                    state.save(unfinished / "state_at_test")
+                    tested = True
+                writer.write(state.advance(part))
+            advance(frame.height, "")
+        unknown = writer.unknown_ads
+    features.save(unfinished / "features")
+    catalogue.save(unfinished)
+    state.save(unfinished / "state")
+    writer.finish(times)
+    if directory.exists():
+        shutil.rmtree(directory)
+    unfinished.rename(directory)
+    if unknown:
+        progress.say(f"left out: {unknown:,} impressions of ads that the ads table does not have")
+    return Dataset(directory)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What a file of raw numbers holds."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Writer:
+    """Appends pieces of a log to one file an array."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = ExitStack()
+        self._open: dict[str, Any] = {}
+        self._specs: dict[str, ArraySpec] = {}
+        self.unknown_ads = 0
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def write(self, rows: Rows) -> None:
+        """Append one piece."""
+        arrays: dict[str, NDArray[Any]] = {
+            "user": rows.user_R,
+            "time_ms": rows.time_ms_R,
+            "request_categorical": rows.request.categorical,
+            "request_dense": rows.request.dense,
+            "slate": rows.slate_R,
+            "ad": rows.ad_N,
+            "counters": rows.counters_NC,
+            "labels": rows.labels_NK,
+            "position": rows.position_N,
+            "propensity": rows.propensity_N,
+        }
+        for i, (ads, gap) in enumerate(rows.histories):
+            arrays |= {f"history_{i}": ads, f"gap_{i}": gap}
+        for name, array in arrays.items():
+            self._append(name, array)
+        self.unknown_ads += int((rows.ad_N == 0).sum())
+
+    def _append(self, name: str, array: NDArray[Any]) -> None:
+        if name not in self._open:
+            file = (self._directory / f"{name}.bin").open("wb")
+            self._open[name] = self._files.enter_context(file)
+            self._specs[name] = ArraySpec(array.dtype.str, (0, *array.shape[1:]))
+        self._open[name].write(np.ascontiguousarray(array).data)
+        spec = self._specs[name]
+        self._specs[name] = ArraySpec(spec.dtype, (spec.shape[0] + len(array), *spec.shape[1:]))
+
+    def finish(self, split: Split) -> None:
+        """Write what the files hold and where the periods begin."""
+        arrays = {name: asdict(spec) for name, spec in self._specs.items()}
+        content = {"arrays": arrays, "split": asdict(split), "unknown_ads": self.unknown_ads}
+        (self._directory / "dataset.json").write_text(json.dumps(content, indent=1))
+
+
+class Dataset:
+    """A prepared log: R requests, N impressions, in time order."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        try:
+            content = json.loads((directory / "dataset.json").read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{directory} is not a prepared dataset; make one with `adrec prepare`"
+            ) from error
+        specs = {name: ArraySpec(**spec) for name, spec in content["arrays"].items()}
+        arrays = {name: _map_array(directory / f"{name}.bin", s) for name, s in specs.items()}
+        self.split = Split(**content["split"])
+        self.features = Features.load(directory / "features")
+        self.catalogue = Catalogue.load(directory)
+        self._static: Encoded | None = None
+        self.user_R, self.time_ms_R = arrays["user"], arrays["time_ms"]
+        self.request = Encoded(arrays["request_categorical"], arrays["request_dense"])
+        self.histories = tuple(
+            (arrays[f"history_{i}"], arrays[f"gap_{i}"])
+            for i in range(len(self.features.schema.sequences))
+        )
+        self.slate_R, self.ad_N = arrays["slate"], arrays["ad"]
+        self.counters_NC, self.labels_NK = arrays["counters"], arrays["labels"]
+        self.position_N, self.propensity_N = arrays["position"], arrays["propensity"]
+        self.offset_R = np.concatenate([[0], np.cumsum(self.slate_R)])
+
+    def __len__(self) -> int:
+        """Number of requests."""
+        return len(self.user_R)
+
+    @property
+    def static(self) -> Encoded:
+        """Encoded fields of the users in the table of users; row 0 for all others."""
+        if self._static is None:
+            self._static = load_encoded(self.directory / "state" / "users.safetensors")
+        return self._static
+
+    def state(self, when: Literal["test", "end"]) -> State:
+        """What was known at the start of the test period, or at the end of the log."""
+        folder = self.directory / ("state_at_test" if when == "test" else "state")
+        return State.load(folder, self.features, self.catalogue)
+
+    def requests(self, split: SplitName) -> NDArray[np.int64]:
+        """Requests of a period, in time order."""
+        bounds = np.searchsorted(
+            self.time_ms_R, [self.split.valid_from_ms, self.split.test_from_ms]
+        ).tolist()
+        start, end = {
+            "train": (0, bounds[0]),
+            "valid": (bounds[0], bounds[1]),
+            "test": (bounds[1], len(self)),
+        }[split]
+        return np.arange(start, end)
+
+    def rows_of(self, requests_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Impressions of some requests, in order, whose ad is in the catalogue."""
+        slates = self.slate_R[requests_B]
+        first = np.repeat(self.offset_R[requests_B] - (np.cumsum(slates) - slates), slates)
+        rows: NDArray[np.int64] = first + np.arange(int(slates.sum()))
+        known: NDArray[np.int64] = rows[self.ad_N[rows] != 0]
+        return known
+
+    def query(self, requests_B: NDArray[np.int64]) -> Query:
+        """What a model is told of some requests."""
+        users = self.user_R[requests_B]
+        known = np.where(users < len(self.static), users, 0)
+        return Query(
+            user=Fields.of(self.static.take(known)),
+            request=Fields.of(self.request.take(requests_B)),
+            histories=tuple(
+                history_items(self.catalogue.encoded, ads[requests_B], gap[requests_B])
+                for ads, gap in self.histories
+            ),
+        )
+
+    def batch(
+        self, requests_B: NDArray[np.int64], keep_N: NDArray[np.bool_] | None = None
+    ) -> Batch:
+        """Some requests with their slates, padded to the longest.
+
+        Args:
+            requests_B: which requests.
+            keep_N: impressions to use, of the whole log; others count as padding.
+        """
+        slates = self.slate_R[requests_B]
+        place = np.arange(int(slates.max()))[None, :]
+        real = place < slates[:, None]
+        rows = np.where(real, self.offset_R[requests_B][:, None] + place, 0)
+        if keep_N is not None:
+            real &= keep_N[rows]
+        ads = np.where(real, self.ad_N[rows], 0)
+        position = np.where(real, self.position_N[rows], 0).astype(np.int32)
+        return Batch(
+            query=self.query(requests_B),
+            candidates=candidates_of(self.catalogue.encoded, ads, self.counters_NC[rows], position),
+            ad_row_BN=torch.from_numpy(ads.astype(np.int64)),
+            labels_BNK=torch.from_numpy(self.labels_NK[rows]),
+        )
+
+    def in_order(self, requests: NDArray[np.int64], batch_rows: int) -> Iterator[Batch]:
+        """Batches of about `batch_rows` impressions, in the order of `requests`."""
+        for part in cut(requests, self.slate_R[requests], batch_rows):
+            yield self.batch(part)
+
+
+def cut(
+    requests: NDArray[np.int64], slates: NDArray[np.int64], batch_rows: int
+) -> list[NDArray[np.int64]]:
+    """Cut requests into runs of about `batch_rows` impressions."""
+    ends = np.cumsum(slates)
+    steps = max(1, round(int(ends[-1]) / batch_rows)) if len(ends) else 0
+    marks = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps)) if steps else []
+    return [part for part in np.split(requests, marks) if len(part)]
+
+
+def _map_array(path: Path, spec: ArraySpec) -> NDArray[Any]:
+    shape = tuple(spec.shape)
+    if not int(np.prod(shape)):
+        return np.zeros(shape, spec.dtype)
+    try:
+        array: NDArray[Any] = np.memmap(path, dtype=spec.dtype, mode="r", shape=shape)
+        return array
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged; make it again with `adrec prepare`") from error

@@ -1,0 +1,48 @@
+"""Directory: ids of users or ads and the rows that stand for them; row 0 is whoever is unknown."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+
+class Directory:
+    """Ids and their rows, from 1 in the order they were added."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._ids: list[str] = [""]
+        self._rows: dict[str, int] = {}
+        for key in ids:
+            self.add(key)
+
+    def __len__(self) -> int:
+        """Number of rows, row 0 included."""
+        return len(self._ids)
+
+    def add(self, key: str) -> int:
+        """The row of an id, a new one if it has none."""
+        row = self._rows.setdefault(key, len(self._ids))
+        if row == len(self._ids):
+            self._ids.append(key)
+        return row
+
+    def row(self, key: str) -> int:
+        """The row of an id; 0 if it is unknown."""
+        return self._rows.get(key, 0)
+
+    def id(self, row: int) -> str:
+        """The id of a row; '' for row 0."""
+        return self._ids[row]
+
+    @property
+    def ids(self) -> list[str]:
+        """All ids in row order, without row 0."""
+        return self._ids[1:]
+
+    def rows(self, column_N: pl.Series, *, grow: bool = False) -> NDArray[np.int64]:
+        """Rows of a column of ids, [N]; with `grow`, unknown ids are added in order."""
+        distinct = column_N.unique(maintain_order=True)
+        of = self.add if grow else self.row
+        rows = pl.Series([of(key) for key in distinct.to_list()], dtype=pl.Int64)
+        return column_N.replace_strict(distinct, rows, return_dtype=pl.Int64).to_numpy()

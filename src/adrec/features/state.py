@@ -1,0 +1,375 @@
+"""State: what is known now of users and ads. Prepared from a log, then moved on event by event.
+
+The same state answers for a table (`advance`, for training and evaluation) and for one request
+(`query` and `counters`, then `observe`): encoded users and ads, histories and counters. What either
+gives is strictly older than the request.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from adrec.data.tables import times_column
+from adrec.errors import RequestError
+from adrec.features.batches import Fields, HistoryItems, Query, gaps, history_items
+from adrec.features.counters import Counter, counter_features, outcomes
+from adrec.features.directory import Directory
+from adrec.features.histories import UNKNOWN_MS, History
+from adrec.features.transforms import Encoded, Features
+from adrec.schema import (
+    AD_ID,
+    BID_MICROS,
+    POSITION,
+    PROPENSITY,
+    REQUEST_ID,
+    TIMESTAMP_MS,
+    USER_ID,
+    Schema,
+)
+
+_MS_PER_HOUR = 3_600_000.0
+_KEY_BITS = 31  # of the second column of a counter's key
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The ads of a model version: ids, encoded fields and bids by row. Row 0 is an unknown ad."""
+
+    directory: Directory
+    encoded: Encoded
+    bid_micros_A: NDArray[np.int64]
+    """Bid per click in micros of the schema's currency; 0 where ads carry none."""
+
+    @classmethod
+    def of(cls, features: Features, frame: pl.DataFrame) -> Self:
+        """Encode the ads table."""
+        unknown = features.ad.encode({})
+        bids = (
+            frame[BID_MICROS].fill_null(0).to_numpy()
+            if BID_MICROS in frame.columns
+            else np.zeros(frame.height, np.int64)
+        )
+        return cls(
+            directory=Directory(frame[AD_ID].to_list()),
+            encoded=unknown.append(features.ad.encode_frame(frame)),
+            bid_micros_A=np.concatenate([np.zeros(1, np.int64), bids]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.bid_micros_A)
+
+    def save(self, directory: Path) -> None:
+        """Write `ads.parquet` (ids and bids) and `ads.safetensors` (encoded fields)."""
+        frame = {AD_ID: self.directory.ids, BID_MICROS: self.bid_micros_A[1:]}
+        pl.DataFrame(frame).write_parquet(directory / "ads.parquet")
+        save_encoded(self.encoded, directory / "ads.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        frame = pl.read_parquet(directory / "ads.parquet")
+        bids = np.concatenate([np.zeros(1, np.int64), frame[BID_MICROS].to_numpy()])
+        encoded = load_encoded(directory / "ads.safetensors")
+        return cls(Directory(frame[AD_ID].to_list()), encoded, bids)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A piece of a log in numbers: R requests with N impressions, all of it known before each."""
+
+    user_R: NDArray[np.int64]
+    """User of each request; 0 where the log has none."""
+    time_ms_R: NDArray[np.int64]
+    request: Encoded
+    histories: tuple[tuple[NDArray[np.int32], NDArray[np.float32]], ...]
+    """For each sequence: ad rows [R, L] and gaps [R, L]."""
+    slate_R: NDArray[np.int64]
+    """Number of impressions of each request."""
+    ad_N: NDArray[np.int32]
+    counters_NC: NDArray[np.float32]
+    labels_NK: NDArray[np.float32]
+    position_N: NDArray[np.int32]
+    """From 1; 0 where the log has none."""
+    propensity_N: NDArray[np.float32]
+    """1 where the log has none."""
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """One request in numbers: who asks, when, and with what."""
+
+    user: int
+    at_ms: int
+    static: Encoded
+    request: Encoded
+
+
+class State:
+    """Users, histories and counters as of the last event taken in."""
+
+    def __init__(self, features: Features, catalogue: Catalogue) -> None:
+        schema = features.schema
+        self.features = features
+        self.catalogue = catalogue
+        self.users = Directory()
+        self.static = features.user.encode({})
+        delays = {task.name: task.delay_ms for task in schema.tasks}
+        self.histories = [
+            History(field.length, delay_ms=delays.get(field.grows_with or "", 0))
+            for field in schema.sequences
+        ]
+        self.counters_of = [
+            Counter(
+                half_lives_ms=np.array(
+                    [np.inf if h is None else h * _MS_PER_HOUR for h in spec.half_lives_hours]
+                ),
+                delays_ms=np.array([task.delay_ms for task in schema.tasks], np.int64),
+            )
+            for spec in schema.counters
+        ]
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the log."""
+        return self.features.schema
+
+    @classmethod
+    def begin(
+        cls, features: Features, catalogue: Catalogue, user_frame: pl.DataFrame | None
+    ) -> Self:
+        """The state before the first impression, from the table of users if there is one."""
+        state = cls(features, catalogue)
+        if user_frame is None:
+            return state
+        state.users = Directory(user_frame[USER_ID].to_list())
+        state.static = state.static.append(features.user.encode_frame(user_frame))
+        for field, history in zip(state.schema.sequences, state.histories, strict=True):
+            if field.column is not None:
+                _start_history(history, field.name, user_frame, catalogue.directory)
+        return state
+
+    def advance(self, frame: pl.DataFrame) -> Rows:
+        """Read before, then take in, a piece of the log in time order, requests uncut."""
+        schema, rows = self.schema, frame.height
+        times = frame[TIMESTAMP_MS].to_numpy()
+        ads = self.catalogue.directory.rows(frame[AD_ID]).astype(np.int32)
+        users = np.zeros(rows, np.int64)
+        if schema.user_id is not None:
+            users = self.users.rows(frame[USER_ID], grow=True)
+        first = np.arange(rows)
+        if schema.request_id is not None:
+            request = frame[REQUEST_ID]
+            first = np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
+        slates = np.diff(np.append(first, rows))
+        encoded = self.features.request.encode_frame(frame[first])
+        labels = frame.select(task.name for task in schema.tasks).to_numpy().astype(np.float32)
+        static = self.static.take(self._known(users))
+        of_row = np.repeat(np.arange(len(first)), slates)
+        keys = self._keys(users, static, encoded.take(of_row), ads)
+        summed = outcomes(labels, schema.tasks)
+        counters = [
+            self._seen(counter.advance(key, times, summed))
+            for counter, key in zip(self.counters_of, keys, strict=True)
+        ]
+        histories = []
+        for field, history in zip(schema.sequences, self.histories, strict=True):
+            positive = np.zeros(rows, bool)
+            if field.grows_with is not None:
+                positive = (frame[field.grows_with] > 0).to_numpy()
+            items, items_ms = history.advance(users, ads, times, positive & (ads != 0), first)
+            histories.append((items, gaps(items_ms, times[first])))
+        position = frame[POSITION].to_numpy() if schema.position else np.zeros(rows, np.int32)
+        propensity = frame[PROPENSITY].to_numpy() if schema.propensity else np.ones(rows)
+        return Rows(
+            user_R=users[first],
+            time_ms_R=times[first],
+            request=encoded,
+            histories=tuple(histories),
+            slate_R=slates,
+            ad_N=ads,
+            counters_NC=self._join(counters, rows),
+            labels_NK=labels,
+            position_N=position.astype(np.int32),
+            propensity_N=propensity.astype(np.float32),
+        )
+
+    def visit(
+        self,
+        user: str | None,
+        at_ms: int,
+        context: Mapping[str, Any],
+        profile: Mapping[str, Any] | None = None,
+    ) -> Visitor:
+        """Encode who asks.
+
+        Args:
+            user: id; None or one never seen is a new user.
+            at_ms: time of the request.
+            context: raw values of the request's fields by name; what is absent is missing.
+            profile: raw values of the user's fields; None takes what is stored.
+
+        Raises:
+            RequestError: a field that the schema does not have, or a value that does not fit it.
+        """
+        _require_known(context, self.features.request.encoders, "context")
+        row = self.users.row(user) if user is not None else 0
+        if profile is None:
+            static = self.static.take(self._known(np.array([row])))
+        else:
+            _require_known(profile, self.features.user.encoders, "user")
+            static = self.features.user.encode(profile)
+        return Visitor(row, at_ms, static, self.features.request.encode(context))
+
+    def query(self, visitor: Visitor) -> Query:
+        """What a model is told of one request: B is 1."""
+        at_ms = np.array([visitor.at_ms])
+        histories: list[HistoryItems] = []
+        for history in self.histories:
+            ads, times_ms = history.read(visitor.user, visitor.at_ms)
+            gap = gaps(times_ms[None, :], at_ms)
+            histories.append(history_items(self.catalogue.encoded, ads[None, :], gap))
+        return Query(Fields.of(visitor.static), Fields.of(visitor.request), tuple(histories))
+
+    def counters(self, visitor: Visitor, ads_N: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Counter features of some candidates of one request, [N, C]."""
+        rows = len(ads_N)
+        everyone = np.zeros(rows, np.int64)
+        users = np.full(rows, visitor.user, np.int64)
+        keys = self._keys(
+            users, visitor.static.take(everyone), visitor.request.take(everyone), ads_N
+        )
+        seen = [
+            self._seen(counter.read(key, visitor.at_ms))
+            for counter, key in zip(self.counters_of, keys, strict=True)
+        ]
+        return self._join(seen, rows)
+
+    def observe(self, visitor: Visitor, ad: int, labels_K: Sequence[float]) -> None:
+        """Take in one impression and its outcomes."""
+        ads = np.array([ad])
+        users = np.array([visitor.user])
+        summed = outcomes(np.array([labels_K], np.float32), self.schema.tasks)[0]
+        keys = self._keys(users, visitor.static, visitor.request, ads)
+        for counter, key in zip(self.counters_of, keys, strict=True):
+            counter.observe(int(key[0]), visitor.at_ms, summed)
+        names = [task.name for task in self.schema.tasks]
+        for field, history in zip(self.schema.sequences, self.histories, strict=True):
+            if ad and field.grows_with and labels_K[names.index(field.grows_with)] > 0:
+                history.observe(visitor.user, ad, visitor.at_ms)
+
+    def history_ads(self, visitor: Visitor) -> NDArray[np.int32]:
+        """Ads in any history of the one who asks."""
+        if not self.histories:
+            return np.zeros(0, np.int32)
+        ads = [history.read(visitor.user, visitor.at_ms)[0] for history in self.histories]
+        return np.unique(np.concatenate(ads))
+
+    def save(self, directory: Path) -> None:
+        """Write everything but the features and the catalogue."""
+        directory.mkdir(parents=True, exist_ok=True)
+        pl.DataFrame({USER_ID: self.users.ids}, schema={USER_ID: pl.String}).write_parquet(
+            directory / "users.parquet"
+        )
+        save_encoded(self.static, directory / "users.safetensors")
+        for field, history in zip(self.schema.sequences, self.histories, strict=True):
+            history.save(directory / f"history_{field.name}.parquet")
+        for i, counter in enumerate(self.counters_of):
+            counter.save(directory / f"counter_{i}.parquet")
+
+    @classmethod
+    def load(cls, directory: Path, features: Features, catalogue: Catalogue) -> Self:
+        """Read what `save` wrote."""
+        state = cls(features, catalogue)
+        state.users = Directory(pl.read_parquet(directory / "users.parquet")[USER_ID].to_list())
+        state.static = load_encoded(directory / "users.safetensors")
+        for field, history in zip(state.schema.sequences, state.histories, strict=True):
+            history.restore(directory / f"history_{field.name}.parquet")
+        for i, counter in enumerate(state.counters_of):
+            counter.restore(directory / f"counter_{i}.parquet")
+        return state
+
+    def _known(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each user in the table of users; 0 for one that only the log knows."""
+        known: NDArray[np.int64] = np.where(users < len(self.static), users, 0)
+        return known
+
+    def _keys(
+        self,
+        users_N: NDArray[np.int64],
+        static: Encoded,
+        request: Encoded,
+        ads_N: NDArray[np.integer],
+    ) -> list[NDArray[np.int64]]:
+        """Key of each row for each counter: one code, or two packed into 62 bits."""
+        keys = []
+        for spec in self.schema.counters:
+            key_N = np.zeros(len(users_N), np.int64)
+            for name in spec.columns:
+                key_N = (key_N << _KEY_BITS) | self._codes(name, users_N, static, request, ads_N)
+            keys.append(key_N)
+        return keys
+
+    def _codes(
+        self,
+        name: str,
+        users_N: NDArray[np.int64],
+        static: Encoded,
+        request: Encoded,
+        ads_N: NDArray[np.integer],
+    ) -> NDArray[np.int64]:
+        if name == USER_ID:
+            return users_N
+        if name == AD_ID:
+            return ads_N.astype(np.int64)
+        for group, encoded in ((self.features.user, static), (self.features.request, request)):
+            if name in group.categorical_names:
+                return encoded.categorical[:, group.categorical_names.index(name)].astype(np.int64)
+        column = self.features.ad.categorical_names.index(name)
+        codes: NDArray[np.int32] = self.catalogue.encoded.categorical[ads_N, column]
+        return codes.astype(np.int64)
+
+    def _seen(self, sums: NDArray[np.float64]) -> NDArray[np.float32]:
+        return counter_features(sums, self.features.priors, self.schema.tasks)
+
+    def _join(self, parts: Sequence[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
+        return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0), np.float32)
+
+
+def save_encoded(encoded: Encoded, path: Path) -> None:
+    """Write encoded fields as safetensors."""
+    save_file({"categorical": encoded.categorical, "dense": encoded.dense}, path)
+
+
+def load_encoded(path: Path) -> Encoded:
+    """Read what `save_encoded` wrote."""
+    arrays = load_file(path)
+    return Encoded(arrays["categorical"], arrays["dense"])
+
+
+def _start_history(history: History, name: str, users: pl.DataFrame, ads: Directory) -> None:
+    """Histories from the table of users: list columns of ads and, where known, of times."""
+    filled = users.with_row_index("row", offset=1).filter(pl.col(name).list.len() > 0)
+    rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
+    times = np.full(len(rows), UNKNOWN_MS, np.int64)
+    if times_column(name) in users.columns:
+        times = filled[times_column(name)].explode().fill_null(UNKNOWN_MS).to_numpy()
+    ends = np.cumsum(filled[name].list.len().to_numpy())
+    for user, start, end in zip(filled["row"], np.append(0, ends[:-1]), ends, strict=True):
+        items, items_ms = rows[start:end], times[start:end]
+        known = items != 0
+        history.start(user, items[known], items_ms[known])
+
+
+def _require_known(values: Mapping[str, Any], encoders: Sequence[Any], what: str) -> None:
+    names = [encoder.name for encoder in encoders]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise RequestError(
+            f"{what}: no field called {', '.join(unknown)}; the schema has {', '.join(names)}"
+        )

@@ -1,0 +1,375 @@
+"""Features: fitted on training rows once, then the same for a table and for one request.
+
+A log's fields fall into three groups by when they are known: the user's (before any request), the
+request's (with it) and the ad's (with the catalogue). Each group becomes an `Encoded`: one integer
+a categorical field, and floats for numbers and vectors.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import Field
+
+from adrec.data.tables import Tables, reading
+from adrec.errors import DataError
+from adrec.features.encoders import (
+    EmbeddingEncoder,
+    NumericEncoder,
+    Vocabulary,
+    fit_embedding,
+    fit_numeric,
+    fit_vocabulary,
+)
+from adrec.schema import (
+    AD_ID,
+    POSITION,
+    TIMESTAMP_MS,
+    USER_ID,
+    AnyField,
+    CategoricalField,
+    Schema,
+    Strict,
+    load_schema,
+)
+
+Encoder = Vocabulary | NumericEncoder | EmbeddingEncoder
+
+
+class FeatureConfig(Strict):
+    """How fields become numbers."""
+
+    min_count: int = Field(default=5, ge=1)
+    """Training impressions that a value needs for a code of its own."""
+    max_vocabulary: int = Field(default=1_000_000, ge=1)
+    """Most codes of one field; the most frequent values get them."""
+    buckets: int = Field(default=64, ge=1)
+    """Hashed codes a field for rare and new values."""
+    embed_ad_id: bool = True
+    """Whether an ad's id is a feature of the ad."""
+    embed_user_id: bool = False
+    """Whether a user's id is a feature of the user. Histories and counters tell more of most."""
+    sample_rows: int = Field(default=500_000, ge=1000)
+    """Training rows from which quantiles and scales are taken."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A group of fields for N things.
+
+    categorical: int32 [N, F], codes within each field. dense: float32 [N, D].
+    """
+
+    categorical: NDArray[np.int32]
+    dense: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.categorical)
+
+    def take(self, rows: NDArray[np.integer]) -> "Encoded":
+        """The things at some rows, in the shape of `rows`."""
+        return Encoded(self.categorical[rows], self.dense[rows])
+
+    def append(self, other: "Encoded") -> "Encoded":
+        """These things, then the other's."""
+        return Encoded(
+            np.concatenate([self.categorical, other.categorical]),
+            np.concatenate([self.dense, other.dense]),
+        )
+
+
+class FieldGroup:
+    """The encoders of one group of fields, in the order of the schema."""
+
+    def __init__(self, encoders: Sequence[Encoder]) -> None:
+        self.encoders = tuple(encoders)
+        self._categorical = [e for e in encoders if isinstance(e, Vocabulary)]
+        self._dense = [e for e in encoders if not isinstance(e, Vocabulary)]
+
+    @property
+    def categorical_sizes(self) -> tuple[int, ...]:
+        """Number of codes of each categorical field, [F]."""
+        return tuple(vocabulary.size for vocabulary in self._categorical)
+
+    @property
+    def categorical_names(self) -> tuple[str, ...]:
+        """Names of the categorical fields, [F]."""
+        return tuple(vocabulary.name for vocabulary in self._categorical)
+
+    @property
+    def dense_width(self) -> int:
+        """Floats of all numeric and embedding fields, D."""
+        return sum(encoder.width for encoder in self._dense)
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """The vocabulary of a categorical field."""
+        return self._categorical[self.categorical_names.index(name)]
+
+    def encode_frame(self, frame: pl.DataFrame) -> Encoded:
+        """Encode the rows of a table."""
+        codes = [v.encode_column(frame[v.name]) for v in self._categorical]
+        dense = [
+            e.encode_column(frame[e.name])
+            if isinstance(e, EmbeddingEncoder)
+            else e.encode_column(frame[e.name].cast(pl.Float32).to_numpy())
+            for e in self._dense
+        ]
+        rows = frame.height
+        return Encoded(
+            np.stack(codes, axis=1) if codes else np.zeros((rows, 0), np.int32),
+            np.concatenate(dense, axis=1) if dense else np.zeros((rows, 0), np.float32),
+        )
+
+    def encode(self, values: Mapping[str, Any]) -> Encoded:
+        """Encode one thing from raw values by field name; what is absent is missing. N is 1.
+
+        Raises:
+            RequestError: a value that does not fit its field.
+        """
+        codes = np.array([[v.encode(values.get(v.name)) for v in self._categorical]], np.int32)
+        if not self._dense:
+            return Encoded(codes, np.zeros((1, 0), np.float32))
+        dense = np.concatenate([e.encode(values.get(e.name)) for e in self._dense])
+        return Encoded(codes, dense[None, :])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes that a model is built from."""
+
+    user_sizes: tuple[int, ...]
+    user_dense: int
+    request_sizes: tuple[int, ...]
+    request_dense: int
+    ad_sizes: tuple[int, ...]
+    ad_dense: int
+    history_lengths: tuple[int, ...]
+    counters: int
+    positions: int
+    """Slate positions with a bias of their own; 0 where the log has no positions."""
+    task_kinds: tuple[str, ...]
+    task_weights: tuple[float, ...]
+    task_means: tuple[float, ...]
+    """Training mean of each label (binary) or of log(1 + value)."""
+    value_scales: tuple[float, ...]
+    """Training mean of a positive value; 1 for binary tasks."""
+
+
+class _Fitted(Strict):
+    """What `save` writes as JSON: all but the vocabularies' values."""
+
+    config: FeatureConfig
+    positions: int
+    task_means: tuple[float, ...]
+    value_scales: tuple[float, ...]
+    numerics: tuple[NumericEncoder, ...]
+    embeddings: tuple[EmbeddingEncoder, ...]
+    buckets: dict[str, int]
+    train_rows: int
+
+
+class Features:
+    """Encoders of every field, and what else was learned from the training rows."""
+
+    def __init__(self, schema: Schema, fitted: _Fitted, vocabularies: Mapping[str, Vocabulary]):
+        self.schema = schema
+        self._fitted = fitted
+        self._vocabularies = dict(vocabularies)
+        encoders: dict[str, Encoder] = dict(self._vocabularies)
+        encoders |= {encoder.name: encoder for encoder in fitted.numerics}
+        encoders |= {encoder.name: encoder for encoder in fitted.embeddings}
+        user, request, ad = _groups(schema, fitted.config)
+        self.user = FieldGroup([encoders[field.name] for field in user])
+        self.request = FieldGroup([encoders[field.name] for field in request])
+        self.ad = FieldGroup([encoders[field.name] for field in ad])
+
+    @property
+    def train_rows(self) -> int:
+        """Impressions that the features were fitted on."""
+        return self._fitted.train_rows
+
+    @property
+    def priors(self) -> NDArray[np.float64]:
+        """Training mean of each task's outcome, [K]."""
+        return np.array(self._fitted.task_means)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The sizes that a model is built from."""
+        tasks = self.schema.tasks
+        return Layout(
+            user_sizes=self.user.categorical_sizes,
+            user_dense=self.user.dense_width,
+            request_sizes=self.request.categorical_sizes,
+            request_dense=self.request.dense_width,
+            ad_sizes=self.ad.categorical_sizes,
+            ad_dense=self.ad.dense_width,
+            history_lengths=tuple(field.length for field in self.schema.sequences),
+            counters=sum(
+                len(spec.half_lives_hours) * (1 + len(tasks)) for spec in self.schema.counters
+            ),
+            positions=self._fitted.positions,
+            task_kinds=tuple(task.kind for task in tasks),
+            task_weights=tuple(task.weight for task in tasks),
+            task_means=self._fitted.task_means,
+            value_scales=self._fitted.value_scales,
+        )
+
+    @classmethod
+    def fit(cls, tables: Tables, config: FeatureConfig, *, train_until_ms: int) -> Self:
+        """Learn vocabularies, scales and means from impressions before `train_until_ms`.
+
+        Raises:
+            DataError: there is no impression before that time.
+        """
+        schema = tables.schema
+        train = tables.impressions.frame().filter(pl.col(TIMESTAMP_MS) < train_until_ms)
+        with reading(tables.impressions.file):
+            summary = train.select(_summary(schema)).collect(engine="streaming").row(0, named=True)
+        if not summary["rows"]:
+            raise DataError("No impression is early enough to train on; see the split settings")
+        fit = _Fit(tables, train, config, summary["rows"])
+        groups = [field for group in _groups(schema, config) for field in group]
+        vocabularies = {f.name: fit.vocabulary(f) for f in groups if f.kind == "categorical"}
+        fitted = _Fitted(
+            config=config,
+            positions=int(summary["positions"]),
+            task_means=tuple(float(summary[f"mean:{task.name}"]) for task in schema.tasks),
+            value_scales=tuple(float(summary[f"scale:{t.name}"] or 1.0) for t in schema.tasks),
+            numerics=tuple(fit.numeric(f.name) for f in groups if f.kind == "numeric"),
+            embeddings=tuple(fit.embedding(f) for f in groups if f.kind == "embedding"),
+            buckets={name: vocabulary.buckets for name, vocabulary in vocabularies.items()},
+            train_rows=summary["rows"],
+        )
+        return cls(schema, fitted, vocabularies)
+
+    def save(self, directory: Path) -> None:
+        """Write `schema.yaml`, `features.json` and `vocabularies.parquet`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "schema.yaml").write_text(self.schema.dump(), encoding="utf-8")
+        (directory / "features.json").write_text(self._fitted.model_dump_json(indent=1))
+        pl.DataFrame(
+            [(name, text) for name, v in self._vocabularies.items() for text in v.values],
+            schema={"field": pl.String, "value": pl.String},
+            orient="row",
+        ).write_parquet(directory / "vocabularies.parquet")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read what `save` wrote."""
+        schema = load_schema(directory / "schema.yaml")
+        fitted = _Fitted.model_validate_json((directory / "features.json").read_text())
+        values = pl.read_parquet(directory / "vocabularies.parquet")
+        by_field = dict(values.group_by("field").agg("value").rows())
+        vocabularies = {
+            name: Vocabulary(name=name, values=tuple(by_field.get(name, ())), buckets=buckets)
+            for name, buckets in fitted.buckets.items()
+        }
+        return cls(schema, fitted, vocabularies)
+
+
+def _groups(
+    schema: Schema, config: FeatureConfig
+) -> tuple[list[AnyField], list[AnyField], list[AnyField]]:
+    """Fields of the user, the request and the ad, ids included where they are features."""
+    user, request, ad = (
+        list(schema.user_fields),
+        list(schema.request_fields),
+        list(schema.ad_fields),
+    )
+    if config.embed_ad_id:
+        ad.insert(0, CategoricalField(name=AD_ID, kind="categorical", role="ad"))
+    if config.embed_user_id and schema.user_id is not None:
+        known = user if schema.users_table else request
+        known.insert(0, CategoricalField(name=USER_ID, kind="categorical", role="user"))
+    return user, request, ad
+
+
+def _summary(schema: Schema) -> list[pl.Expr]:
+    """Rows, positions, and mean and scale of each task."""
+    wanted = [pl.len().alias("rows")]
+    wanted.append(
+        (pl.col(POSITION).max() if schema.position is not None else pl.lit(0)).alias("positions")
+    )
+    for task in schema.tasks:
+        label = pl.col(task.name).cast(pl.Float64)
+        value = task.kind == "value"
+        wanted.append((label.log1p() if value else label).mean().alias(f"mean:{task.name}"))
+        scale = label.filter(label > 0).mean() if value else pl.lit(1.0)
+        wanted.append(scale.alias(f"scale:{task.name}"))
+    return wanted
+
+
+class _Fit:
+    """The passes over the tables that fitting needs."""
+
+    def __init__(self, tables: Tables, train: pl.LazyFrame, config: FeatureConfig, rows: int):
+        self._tables = tables
+        self._config = config
+        self._train = train
+        self._step = max(1, rows // config.sample_rows)
+        self._users = tables.user_frame()
+        self._ads = tables.ad_frame()
+        with reading(tables.impressions.file):
+            self._shown = train.group_by(AD_ID).len("count").collect(engine="streaming")
+            self._active = (
+                train.group_by(USER_ID).len("count").collect(engine="streaming")
+                if tables.schema.user_id is not None
+                else None
+            )
+
+    def _things(self, field: AnyField) -> pl.DataFrame | None:
+        """The users or ads that carry a field, with their number of training impressions."""
+        table = "ads" if field.role == "ad" else self._tables.schema.table_of(field)
+        if table == "ads":
+            return self._ads.join(self._shown, on=AD_ID, how="left")
+        if table == "users" and self._users is not None and self._active is not None:
+            return self._users.join(self._active, on=USER_ID, how="left")
+        return None
+
+    def vocabulary(self, field: CategoricalField) -> Vocabulary:
+        """Codes by number of training impressions."""
+        if field.name == USER_ID and self._active is not None:
+            counts = self._active.rename({USER_ID: "value"})
+        else:
+            things = self._things(field)
+            if things is None:
+                with reading(self._tables.impressions.file):
+                    counts = (
+                        self._train.group_by(pl.col(field.name).alias("value"))
+                        .len("count")
+                        .collect(engine="streaming")
+                    )
+            else:
+                counts = things.group_by(pl.col(field.name).alias("value")).agg(
+                    pl.col("count").fill_null(0).sum()
+                )
+        return fit_vocabulary(
+            field.name,
+            counts,
+            min_count=self._config.min_count,
+            max_size=self._config.max_vocabulary,
+            buckets=self._config.buckets,
+        )
+
+    def _sample(self, name: str) -> pl.Series:
+        field = next(f for f in self._tables.schema.fields if f.name == name)
+        things = self._things(field)
+        if things is not None:
+            return things[name]
+        with reading(self._tables.impressions.file):
+            return self._train.select(pl.col(name).gather_every(self._step)).collect().to_series()
+
+    def numeric(self, name: str) -> NumericEncoder:
+        """Mean, spread and quantiles; each user or ad counts once."""
+        return fit_numeric(name, self._sample(name).cast(pl.Float64).to_numpy())
+
+    def embedding(self, field: AnyField) -> EmbeddingEncoder:
+        """The scale of the vectors."""
+        assert field.kind == "embedding"
+        return fit_embedding(field.name, field.dim, self._sample(field.name))
