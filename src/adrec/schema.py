@@ -119,9 +119,11 @@ class Task(Strict):
 class CounterSpec(Strict):
     """Past impressions and outcomes of a key: `[ad_id]`, `[advertiser]`, `[user_id, category]`."""
 
-    columns: tuple[str, ...] = Field(min_length=1, max_length=3)
+    columns: tuple[str, ...] = Field(min_length=1, max_length=2)
     """`user_id`, `ad_id` or names of categorical fields; together they are the key."""
-    half_lives_hours: tuple[float | None, ...] = (None,)
+    half_lives_hours: tuple[Annotated[float, Field(gt=0)] | None, ...] = Field(
+        default=(None,), min_length=1
+    )
     """One set of counts per half-life; None never forgets."""
 
     @property
@@ -162,12 +164,27 @@ class Schema(Strict):
         twice = sorted(name for name, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"names used twice: {', '.join(twice)}; rename them (`column:` stays)")
+        if self.tasks[0].kind != "binary":
+            raise ValueError(
+                f"the first task, '{self.tasks[0].name}', is what retrieval learns and a bid pays "
+                "for; put a binary task first"
+            )
         for field in self.fields:
             self._check_field(field)
         known = {USER_ID, AD_ID, *(f.name for f in self.fields if f.kind == "categorical")}
         if self.user_id is None:
             known.remove(USER_ID)
+        if self.users_table and self.user_id is None:
+            raise ValueError("users_table is true, but no user_id says whose row is whose")
+        if self.bid_micros is not None and not self.ads_table:
+            raise ValueError("bid_micros is a column of the ads table, but ads_table is false")
+        keys = Counter(frozenset(spec.columns) for spec in self.counters)
         for spec in self.counters:
+            halves = spec.half_lives_hours
+            if keys[frozenset(spec.columns)] > 1 or len(set(halves)) < len(halves):
+                raise ValueError(f"counter '{spec.name}' or one of its half-lives is there twice")
+            if len(set(spec.columns)) < len(spec.columns):
+                raise ValueError(f"counter '{spec.name}' uses a column twice")
             unknown = sorted(set(spec.columns) - known)
             if unknown:
                 raise ValueError(
@@ -182,10 +199,23 @@ class Schema(Strict):
                 raise ValueError(
                     f"field '{field.name}' is in the {table} table, but {table}_table is false"
                 )
+        if field.table not in (None, "impressions", "ads" if field.role == "ad" else "users") or (
+            field.role == "context" and field.table == "users"
+        ):
+            raise ValueError(
+                f"field '{field.name}' has the role {field.role} and cannot be in the "
+                f"{field.table} table"
+            )
         if field.role == "ad" and field.table == "impressions" and self.ads_table:
             raise ValueError(
                 f"field '{field.name}': an ad's field in the impressions table changes with the "
                 "request; give it the role context, or move it to the ads table"
+            )
+        outcomes = {task.source for task in self.tasks}
+        if self.table_of(field) == "impressions" and field.source in outcomes:
+            raise ValueError(
+                f"field '{field.name}' reads '{field.source}', an outcome: it is not known yet "
+                "when the request arrives; remove the field"
             )
         if field.kind == "sequence":
             if self.user_id is None:
@@ -196,6 +226,10 @@ class Schema(Strict):
                 raise ValueError(
                     f"sequence '{field.name}' has a column but no users_table to be in"
                 )
+            if field.table == "impressions":
+                raise ValueError(f"sequence '{field.name}' has to be in the users table")
+            if field.times is not None and field.column is None:
+                raise ValueError(f"sequence '{field.name}' has times, but no column of items")
             tasks = {task.name for task in self.tasks}
             if field.grows_with is not None and field.grows_with not in tasks:
                 raise ValueError(

@@ -3,9 +3,14 @@
 Every column comes out under the name and type that the rest of adrec uses: ids as strings, time as
 UTC milliseconds, categorical fields as strings, numbers as floats, sequences and embeddings as
 lists. `check_tables` finds everything that is wrong before anything is trained on it.
+
+Ids and categories are text with one spelling a value, whether a file or a request brings it: 9 and
+9.0 are "9", true is "true", "" is missing. `as_text` is that rule for one value.
 """
 
-from collections.abc import Iterator, Mapping
+import csv
+import gzip
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +33,10 @@ from adrec.schema import (
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
-_UNIT_TO_MS = {"ms": 1.0, "s": 1000.0, "us": 0.001}
+_INT64 = 2**63  # whole floats below it are spelt as integers
+_TRAILING_ZEROS = r"^(-?[0-9]+)\.0+$"
+_ISO_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d")
+_ROW = "adrec:row"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +89,8 @@ class Tables:
             with reading(self.ads.file):
                 return self.ads.frame().collect(engine="streaming")
         names = [AD_ID, *(field.name for field in self.schema.ad_fields)]
+        frame = self.ordered().select(names)
         with reading(self.impressions.file):
-            frame = self.impressions.frame().select(names)
             return frame.unique(subset=AD_ID, keep="first", maintain_order=True).collect()
 
     def user_frame(self) -> pl.DataFrame | None:
@@ -100,7 +108,8 @@ class Tables:
     def ordered(self) -> pl.LazyFrame:
         """Impressions in time order, the rows of a request together; sorted only if they are not.
 
-        A sort needs the impressions in memory; a file that is in order is read in pieces.
+        Where the rows of a request differ in time, it stands where its first row belongs. A sort
+        needs the impressions in memory; a file that is in order is read in pieces.
         """
         frame = self.impressions.frame()
         if self.schema.request_id is None:
@@ -112,7 +121,8 @@ class Tables:
         runs = (keys[REQUEST_ID] != keys[REQUEST_ID].shift()).fill_null(True).sum()
         if keys[TIMESTAMP_MS].is_sorted() and runs == keys[REQUEST_ID].n_unique():
             return frame
-        return frame.sort(TIMESTAMP_MS, REQUEST_ID, maintain_order=True)
+        first = pl.col(TIMESTAMP_MS).min().over(REQUEST_ID)
+        return frame.sort(first, REQUEST_ID, TIMESTAMP_MS, maintain_order=True)
 
     def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
         """Impressions in time order, about `rows` at a time; a request is never cut in two."""
@@ -124,6 +134,8 @@ class Tables:
         rest: pl.DataFrame | None = None
         with reading(self.impressions.file):
             for batch in batches:
+                if batch.height == 0:
+                    continue
                 frame = batch if rest is None else pl.concat([rest, batch])
                 open_request = frame[REQUEST_ID] == frame[REQUEST_ID][-1]
                 cut = frame.height - int(open_request.sum())
@@ -142,10 +154,10 @@ def reading(file: str) -> Iterator[None]:
     except (pl.exceptions.PolarsError, OSError) as error:
         problem = Problem(
             file=file,
-            problem=f"cannot be read ({str(error).splitlines()[0]})",
+            problem=f"cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})",
             remedy="Check that it is complete, readable and of the type its name says",
         )
-        raise DataError("A table cannot be read:", [problem]) from error
+        raise DataError("A table cannot be read:", _check_lines(file) or [problem]) from error
 
 
 def find_table(directory: Path, name: str) -> Path:
@@ -207,7 +219,8 @@ def tables_from(schema: Schema, frames: Mapping[str, tuple[str, pl.LazyFrame]]) 
     """Tables from `{name: (file name for messages, frame)}`: what a layout's reader returns.
 
     Raises:
-        DataError: a column that the schema names is missing.
+        DataError: a column that the schema names is missing, there twice, or of a type that cannot
+            be what the schema says.
     """
     wanted: dict[TableName, tuple[Column, ...]] = {"impressions": _impression_columns(schema)}
     if schema.users_table:
@@ -218,17 +231,57 @@ def tables_from(schema: Schema, frames: Mapping[str, tuple[str, pl.LazyFrame]]) 
     missing = [problem for table in tables.values() for problem in _missing_columns(table)]
     if missing:
         raise DataError("Columns that the schema names are not there:", missing)
+    wrong = [problem for table in tables.values() for problem in _wrong_types(table)]
+    if wrong:
+        raise DataError("Columns are not what the schema says:", wrong)
     return Tables(schema, tables["impressions"], tables.get("users"), tables.get("ads"))
+
+
+def require_columns(file: str, frame: pl.LazyFrame, names: Sequence[str]) -> None:
+    """Raise a DataError that lists which of `names` the frame lacks; for the layouts' readers."""
+    columns = tuple(Column(name=name, source=name, dtype=pl.String()) for name in names)
+    missing = _missing_columns(Table(file, frame, columns))
+    if missing:
+        raise DataError("Columns that the layout needs are not there:", missing)
+
+
+def as_text(value: str | float | bool | None) -> str | None:
+    """The spelling that a table gives to an id or a category; a request's values need the same.
+
+    Args:
+        value: as JSON brings it.
+
+    Returns:
+        "9" for 9, 9.0 and "9.0"; "true" for True; None for None, "" and NaN.
+    """
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < _INT64:
+        return str(int(value))
+    text = str(value)
+    whole, dot, fraction = text.partition(".")
+    if dot and fraction and not fraction.strip("0") and _is_whole(whole):
+        return whole
+    return text
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdigit()
 
 
 def check_tables(tables: Tables) -> list[Problem]:
     """Everything wrong with a log, one entry for each kind of mistake in each column.
 
-    Finds values that do not parse, missing ids, times and labels, labels outside their range,
-    vectors of the wrong length, duplicate ids, and tables without rows.
+    Finds lines with too many or too few cells, values that do not parse, missing ids, times and
+    labels, labels outside their range, vectors of the wrong length, histories out of order,
+    duplicate ids, and tables without rows.
     """
     problems: list[Problem] = []
     for table in tables.all:
+        problems += _check_lines(table.file)
         with reading(table.file):
             problems += _check_columns(table)
     for keyed, key in ((tables.users, USER_ID), (tables.ads, AD_ID)):
@@ -252,6 +305,7 @@ def _impression_columns(schema: Schema) -> tuple[Column, ...]:
             source=schema.timestamp,
             dtype=pl.Int64(),
             required=True,
+            low=0.0,
             timestamp_unit=schema.timestamp_unit,
         ),
         Column(name=AD_ID, source=schema.ad_id, dtype=pl.String(), required=True),
@@ -345,7 +399,7 @@ def _dtype(field: AnyField) -> pl.DataType:
 def _missing_columns(table: Table) -> list[Problem]:
     with reading(table.file):
         there = table.raw.collect_schema().names()
-    return [
+    missing = [
         Problem(
             file=table.file,
             column=column.source,
@@ -356,78 +410,252 @@ def _missing_columns(table: Table) -> list[Problem]:
         for column in table.columns
         if column.source not in there
     ]
+    twice = [
+        Problem(
+            file=table.file,
+            column=column.source,
+            problem="the header has the column twice",
+            remedy="Rename or remove one of them",
+        )
+        for column in table.columns
+        if f"{column.source}_duplicated_0" in there  # polars' name for the second
+    ]
+    return missing + twice
 
 
-def _parse(column: Column, dtype: pl.DataType) -> pl.Expr:
-    """The expression that turns a raw column into adrec's type; null where it cannot."""
+def _wrong_types(table: Table) -> list[Problem]:
+    """Columns whose type alone rules them out: lists where a number is wanted, and the like."""
+    types = table.raw.collect_schema()
+    problems = []
+    for column in table.columns:
+        there = types[column.source]
+        listed = isinstance(there, pl.List | pl.Array) or there == pl.String()
+        wants_list = isinstance(column.dtype, pl.List | pl.Array)
+        if (there.is_nested() or there == pl.Object()) if not wants_list else not listed:
+            problem, remedy = _type_complaint(column)
+            problems.append(
+                Problem(
+                    file=table.file,
+                    column=column.source,
+                    problem=f"the column has the type {there}: {problem}",
+                    remedy=remedy,
+                )
+            )
+    return problems
+
+
+def _parse(column: Column, there: pl.DataType) -> pl.Expr:
+    """The expression that turns a raw column of type `there` into adrec's; null where it cannot."""
     raw = pl.col(column.source)
+    wanted = column.dtype
     if column.timestamp_unit is not None:
-        return _parse_time(raw, dtype, column.timestamp_unit)
-    if isinstance(column.dtype, pl.List | pl.Array) and dtype == pl.String():
-        raw = raw.str.strip_chars("[] ").str.replace_all(r"[\s,|;]+", " ")
-        raw = (
-            pl.when(raw == "")
-            .then(pl.lit([], dtype=pl.List(pl.String)))
-            .otherwise(raw.str.split(" "))
-        )
-        dtype = pl.List(pl.String)
-    if isinstance(column.dtype, pl.Array) and not isinstance(dtype, pl.Array):
-        as_list = raw.cast(pl.List(pl.Float32), strict=False)
-        return (
-            pl.when(as_list.list.len() == column.dtype.size)
-            .then(as_list)
-            .otherwise(None)
-            .cast(column.dtype, strict=False)
-        )
-    if isinstance(column.dtype, pl.Int64 | pl.Int32) and dtype == pl.String():
-        raw = raw.cast(pl.Float64, strict=False)
-    return raw.cast(column.dtype, strict=False)
+        return _parse_time(raw, there, column.timestamp_unit)
+    if isinstance(wanted, pl.String):
+        return _parse_text(raw, there)
+    if isinstance(wanted, pl.List | pl.Array):
+        return _parse_list(raw, there, wanted)
+    if wanted.is_integer():
+        number = raw if there.is_integer() else raw.cast(pl.Float64, strict=False)
+        return pl.when(number == number.floor()).then(number).cast(wanted, strict=False)
+    number = raw.cast(wanted, strict=False)
+    return pl.when(number.is_finite()).then(number)
 
 
-def _parse_time(raw: pl.Expr, dtype: pl.DataType, unit: str) -> pl.Expr:
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        return raw.cast(pl.Datetime("ms", None), strict=False).cast(pl.Int64)
+def _parse_text(raw: pl.Expr, there: pl.DataType) -> pl.Expr:
+    """The vectorised twin of `as_text`."""
+    if there.is_float():
+        whole = (raw == raw.floor()) & (raw.abs() < _INT64)
+        integer = raw.cast(pl.Int64, strict=False).cast(pl.String)
+        return pl.when(whole).then(integer).when(raw.is_not_nan()).then(raw.cast(pl.String))
+    text: pl.Expr = raw.cast(pl.String, strict=False)
+    if there == pl.String() or there.is_decimal():
+        zeros = text.str.ends_with("0") & text.str.contains(".", literal=True)
+        bare = text.str.replace(_TRAILING_ZEROS, "${1}")
+        text = pl.when(zeros).then(bare).otherwise(text)
+    return pl.when(text != "").then(text)
+
+
+def _parse_list(raw: pl.Expr, there: pl.DataType, wanted: pl.List | pl.Array) -> pl.Expr:
+    """Lists as they are, or out of text such as `3 5 8`, `3|5|8` and `["3", "5", "8"]`."""
+    inner: pl.DataType = pl.String()
+    if isinstance(there, pl.List | pl.Array):
+        assert isinstance(there.inner, pl.DataType)
+        inner = there.inner
+        items = raw.arr.to_list() if isinstance(there, pl.Array) else raw
+    else:
+        text = raw.str.replace_all(r"""[\s,|;\[\]"']+""", " ").str.strip_chars(" ")
+        none = pl.lit([], dtype=pl.List(pl.String))
+        items = pl.when(text == "").then(none).otherwise(text.str.split(" "))
+    if isinstance(wanted, pl.Array):
+        numbers = items.cast(pl.List(pl.Float32), strict=False)
+        finite = numbers.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+        complete = (numbers.list.len() == wanted.size) & finite
+        return pl.when(complete).then(numbers).cast(wanted, strict=False)
+    if wanted.inner == pl.String():
+        return items.list.eval(_parse_text(pl.element(), inner))
+    if inner.is_temporal():
+        return items.list.eval(pl.element().dt.timestamp("ms"))
+    return items.cast(wanted, strict=False)
+
+
+def _parse_time(raw: pl.Expr, there: pl.DataType, unit: str) -> pl.Expr:
+    """UTC milliseconds, rounded down."""
+    if isinstance(there, pl.Datetime | pl.Date):
+        return raw.dt.timestamp("ms")
     if unit == "iso8601":
-        parsed = raw.cast(pl.String).str.to_datetime(time_unit="ms", time_zone="UTC", strict=False)
-        return parsed.dt.timestamp("ms")
-    if dtype.is_integer() and unit == "ms":
-        return raw.cast(pl.Int64)
-    return (raw.cast(pl.Float64, strict=False) * _UNIT_TO_MS[unit]).floor().cast(pl.Int64)
+        # One format after the other, row by row: a format guessed from a file's first row would
+        # lose the rows that differ, such as those without a fraction.
+        text = raw.cast(pl.String, strict=False).str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T")
+        return pl.coalesce(
+            text.str.to_datetime(
+                f, time_unit="ms", time_zone="UTC" if "z" in f else None, strict=False
+            ).dt.timestamp("ms")
+            for f in _ISO_FORMATS
+        )
+    if there.is_integer():
+        whole = raw.cast(pl.Int64, strict=False)
+        return {"ms": whole, "s": whole * 1000, "us": whole // 1000}[unit]
+    number = raw.cast(pl.Float64, strict=False)
+    # A second such as 1650812741.436 is stored a hair below its millisecond; hence the rounding.
+    ms = {"ms": number, "s": (number * 1000).round(3), "us": number / 1000}[unit]
+    return ms.floor().cast(pl.Int64, strict=False)
+
+
+def _check_lines(file: str) -> list[Problem]:
+    """Lines of a CSV or TSV file that have too many cells, too few, or are not UTF-8.
+
+    Polars refuses the first without saying where, and fills up the second in silence.
+    """
+    path = Path(file)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    separator = {"csv": ",", "tsv": "\t", "txt": "\t"}.get(kind)
+    if separator is None or not path.is_file():
+        return []
+    header_rows = 0 if kind == "txt" else 1
+    try:
+        lines = pl.scan_csv(
+            path,
+            separator="\x1f",
+            has_header=False,
+            quote_char=None,
+            schema={"line": pl.String},
+            encoding="utf8-lossy",
+            truncate_ragged_lines=True,
+        ).with_row_index(_ROW)
+        line = pl.col("line").fill_null("")
+        cells = pl.when(line.str.strip_chars("\r") != "").then(
+            line.str.count_matches(separator, literal=True) + 1
+        )
+        garbled = line.str.contains("\ufffd", literal=True)
+        seen = (
+            lines.select(
+                width=cells.first(),
+                row=pl.col(_ROW).filter(cells != cells.first()).min(),
+                rows=(cells != cells.first()).sum(),
+                cells=cells.filter(cells != cells.first()).first(),
+                quotes=(line.str.contains('"', literal=True) & (separator != "\t")).any(),
+                garbled=pl.col(_ROW).filter(garbled).min(),
+                garbled_rows=garbled.sum(),
+            )
+            .collect()
+            .row(0, named=True)
+        )
+        if seen["row"] is not None and seen["quotes"]:
+            seen |= _count_quoted(path, separator)
+    except (pl.exceptions.PolarsError, OSError, csv.Error):
+        return []  # whoever reads the table will say that it cannot be read
+    problems = []
+    if seen["row"] is not None:
+        problems.append(
+            Problem(
+                file=file,
+                row=seen["row"] + 1 - header_rows,
+                rows=seen["rows"],
+                problem=f"has {seen['cells']} cells where the first line has {seen['width']}",
+                remedy="Quote cells that hold the separator, and give each line every cell",
+            )
+        )
+    if seen["garbled"] is not None:
+        problems.append(
+            Problem(
+                file=file,
+                row=seen["garbled"] + 1 - header_rows,
+                rows=seen["garbled_rows"],
+                problem="is not UTF-8",
+                remedy="Export the file again as UTF-8",
+            )
+        )
+    return problems
+
+
+def _count_quoted(path: Path, separator: str) -> dict[str, int | None]:
+    """The same count where cells are quoted: slower, and right about separators inside a cell."""
+    first = cells = None
+    width = rows = 0
+    unpack = gzip.open if path.suffix == ".gz" else open
+    with unpack(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+        for i, row in enumerate(csv.reader(lines, delimiter=separator)):
+            if i == 0:
+                width = len(row)
+            elif row and len(row) != width:
+                rows += 1
+                if first is None:
+                    first, cells = i, len(row)
+    return {"width": width, "row": first, "rows": rows, "cells": cells}
 
 
 def _check_columns(table: Table) -> list[Problem]:
     types = table.raw.collect_schema()
+    parsed = {c.name: _parse(c, types[c.source]) for c in table.columns}
     checks: list[tuple[Column, str, str, pl.Expr]] = []
     for column in table.columns:
-        raw, parsed = pl.col(column.source), _parse(column, types[column.source])
-        empty = raw.is_null()
-        if types[column.source] == pl.String():
-            empty |= (raw == "") & (column.dtype != pl.String())
+        value = parsed[column.name]
+        empty = _is_empty(column, types[column.source], value)
         if column.required:
             checks.append((column, "a value is missing", "Fill it in or drop the row", empty))
         if column.dtype != pl.String():
-            checks.append((column, *_type_complaint(column), ~empty & parsed.is_null()))
+            checks.append((column, *_type_complaint(column), ~empty & value.is_null()))
+        if isinstance(column.dtype, pl.List):
+            hole = value.list.eval(pl.element().is_null()).list.any()
+            checks.append((column, *_type_complaint(column), ~empty & hole))
         complaint = _range_complaint(column)
         if complaint is not None:
-            outside = (parsed < column.low) if column.low is not None else pl.lit(False)
+            outside = (value < column.low) if column.low is not None else pl.lit(False)
             if column.high is not None:
-                outside |= parsed > column.high
+                outside |= value > column.high
             if column.whole:
-                outside |= parsed != parsed.floor()
-            if isinstance(column.dtype, pl.Float32 | pl.Float64):
-                outside |= parsed.is_nan() | parsed.is_infinite()
+                outside |= value != value.floor()
             checks.append((column, *complaint, outside))
+        times = times_column(column.name)
+        if times in parsed:
+            uneven = value.list.len().fill_null(0) != parsed[times].list.len().fill_null(0)
+            remedy = "Give each item its time"
+            checks.append((column, "the items and their times differ in number", remedy, uneven))
+            falling = parsed[times].list.eval(pl.element().diff() < 0).list.any()
+            remedy = "Sort the items by time, oldest first"
+            checks.append((column, "the items are not in time order", remedy, falling))
     return _first_rows(table, checks)
+
+
+def _is_empty(column: Column, there: pl.DataType, value: pl.Expr) -> pl.Expr:
+    """Whether a cell is missing, as opposed to wrong. NaN is missing."""
+    raw = pl.col(column.source)
+    if column.dtype == pl.String():
+        return value.is_null()
+    if there == pl.String():
+        return raw.is_null() | (raw == "") | (raw.str.to_lowercase() == "nan")
+    return raw.is_null() | raw.is_nan() if there.is_float() else raw.is_null()
 
 
 def _first_rows(table: Table, checks: list[tuple[Column, str, str, pl.Expr]]) -> list[Problem]:
     """Run all checks in one pass: how many rows fail each, and which is the first."""
-    index = pl.int_range(pl.len(), dtype=pl.Int64)
+    index = pl.col(_ROW)
     wanted = [pl.len().alias("rows")]
     for i, (_, _, _, bad) in enumerate(checks):
         bad = bad.fill_null(False)
         wanted += [bad.sum().alias(f"n{i}"), index.filter(bad).min().alias(f"first{i}")]
-    found = table.raw.select(wanted).collect().row(0, named=True)
+    rows = table.raw.with_row_index(_ROW).select(wanted).collect(engine="streaming")
+    found = rows.row(0, named=True)
     if found["rows"] == 0:
         return [Problem(file=table.file, problem="has no rows", remedy="Export it again")]
     return [
@@ -449,11 +677,16 @@ def _type_complaint(column: Column) -> tuple[str, str]:
         size = column.dtype.size
         return f"not a vector of {size} numbers", f"Give each row {size} numbers or leave it empty"
     if isinstance(column.dtype, pl.List):
-        return "not a list", "Write items with spaces or commas between, or a Parquet list"
+        what = "times in whole milliseconds" if column.dtype.inner == pl.Int64() else "items"
+        return f"not a list of {what}", "Write them with spaces between, or as a Parquet list"
     if column.timestamp_unit is not None:
         unit = column.timestamp_unit
         return f"not a time in {unit}", "Correct it, or set timestamp_unit in the schema"
-    return "not a number", "Correct it, leave it empty, or make the field categorical"
+    if column.dtype == pl.String():
+        return "not a single value", "Choose another column, or make the field a sequence"
+    if column.dtype.is_integer():
+        return "not a whole number", "Correct it or drop the row"
+    return "not a finite number", "Correct it, leave it empty, or make the field categorical"
 
 
 def _range_complaint(column: Column) -> tuple[str, str] | None:
@@ -462,14 +695,14 @@ def _range_complaint(column: Column) -> tuple[str, str] | None:
     if column.whole:
         return "a label is neither 0 nor 1", "Correct it, or make the task's kind value"
     if column.high is None:
-        return f"a value is below {column.low:g} or not finite", "Correct it or drop the row"
+        return f"a value is below {column.low:g}", "Correct it or drop the row"
     return f"a value is outside [{column.low:g}, {column.high:g}]", "Correct it or drop the row"
 
 
 def _check_unique(table: Table, key: str) -> list[Problem]:
     source = next(column.source for column in table.columns if column.name == key)
     ids = table.frame().select(key).collect().to_series()
-    repeated = ids.is_first_distinct().not_()
+    repeated = ids.is_first_distinct().not_() & ids.is_not_null()
     if not repeated.any():
         return []
     first = int(repeated.arg_max() or 0)

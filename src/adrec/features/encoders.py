@@ -5,6 +5,7 @@ The two ways of each encoder give the same result; a test compares them on every
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,21 +13,13 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
+from adrec.data.tables import as_text
 from adrec.errors import RequestError
 from adrec.schema import Strict
 
 FloatRow = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 _QUANTILES = 64
-
-
-def text_of(value: object) -> str | None:
-    """A value as the table readers write it: 7 -> '7', 9.0 -> '9.0', True -> 'true', '' -> None."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
 
 
 class Vocabulary(Strict):
@@ -55,9 +48,9 @@ class Vocabulary(Strict):
     def _bucket(self, text: str) -> int:
         return 1 + xxhash.xxh64_intdigest(text.encode()) % self.buckets
 
-    def encode(self, value: object) -> int:
+    def encode(self, value: Any) -> int:
         """Code of one value."""
-        text = text_of(value)
+        text = as_text(value)
         if text is None:
             return 0
         code = self._codes.get(text)

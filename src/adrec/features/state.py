@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from adrec.data.tables import times_column
+from adrec.data.tables import as_text, times_column
 from adrec.errors import RequestError
 from adrec.features.batches import Fields, HistoryItems, Query, gaps, history_items
 from adrec.features.counters import Counter, counter_features, outcomes
@@ -167,6 +167,7 @@ class State:
             request = frame[REQUEST_ID]
             first = np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
         slates = np.diff(np.append(first, rows))
+        times = np.repeat(times[first], slates)  # what was known when the request came
         encoded = self.features.request.encode_frame(frame[first])
         labels = frame.select(task.name for task in schema.tasks).to_numpy().astype(np.float32)
         static = self.static.take(self._known(users))
@@ -201,7 +202,7 @@ class State:
 
     def visit(
         self,
-        user: str | None,
+        user: str | int | None,
         at_ms: int,
         context: Mapping[str, Any],
         profile: Mapping[str, Any] | None = None,
@@ -218,7 +219,7 @@ class State:
             RequestError: a field that the schema does not have, or a value that does not fit it.
         """
         _require_known(context, self.features.request.encoders, "context")
-        row = self.users.row(user) if user is not None else 0
+        row = self.users.row(as_text(user) or "")
         if profile is None:
             static = self.static.take(self._known(np.array([row])))
         else:
@@ -359,7 +360,7 @@ def _start_history(history: History, name: str, users: pl.DataFrame, ads: Direct
     times = np.full(len(rows), UNKNOWN_MS, np.int64)
     if times_column(name) in users.columns:
         times = filled[times_column(name)].explode().fill_null(UNKNOWN_MS).to_numpy()
-    ends = np.cumsum(filled[name].list.len().to_numpy())
+    ends = np.cumsum(filled[name].list.len().to_numpy().astype(np.int64))
     for user, start, end in zip(filled["row"], np.append(0, ends[:-1]), ends, strict=True):
         items, items_ms = rows[start:end], times[start:end]
         known = items != 0

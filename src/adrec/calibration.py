@@ -1,0 +1,295 @@
+"""Turns what a ranker scores into probabilities and values that an auction can multiply by a bid.
+
+Two corrections, in this order. `undo_sampling` is arithmetic: it takes back the shift that dropping
+negatives or weighting positives puts into training. A calibrator is fitted, one a task, on held-out
+rows: `fit_calibrator(method, probabilities, labels)`. Every calibrator is a small frozen pydantic
+model, so a bundle stores it as JSON and a reader sees what it does.
+
+Shapes: N rows, K knots.
+"""
+
+from typing import Annotated, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from adrec.errors import ConfigError, DataError
+from adrec.metrics import Floats, check_outcomes, check_values
+
+Method: TypeAlias = Literal["identity", "platt", "temperature", "isotonic"]
+
+CLIP = 1e-7  # no calibrated probability is nearer to 0 or 1 than this
+SLOPES = (0.01, 100.0)  # the range of 1 / temperature: scores worse than chance would turn over
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class IdentityCalibrator(_Model):
+    """Leaves a probability as it is, but for the clip."""
+
+    method: Literal["identity"] = "identity"
+
+    def apply(self, probabilities: npt.ArrayLike) -> Floats:
+        """Returns the probabilities, any shape, within [1e-7, 1 − 1e-7]."""
+        return _clip(probabilities)
+
+
+class PlattCalibrator(_Model):
+    """q = σ(slope · logit p + intercept) (Platt 1999)."""
+
+    method: Literal["platt"] = "platt"
+    slope: float = Field(ge=0)  # 0: the scores carry no information, q is the base rate
+    intercept: float
+
+    def apply(self, probabilities: npt.ArrayLike) -> Floats:
+        """Returns calibrated probabilities, any shape, rising with the input."""
+        return _clip(_sigmoid(self.slope * _logit(probabilities) + self.intercept))
+
+
+class TemperatureCalibrator(_Model):
+    """q = σ(logit p / temperature) (Guo et al. 2017, section 4.2); ½ stays where it is."""
+
+    method: Literal["temperature"] = "temperature"
+    temperature: float = Field(gt=0)  # above 1: the model was too sure
+
+    def apply(self, probabilities: npt.ArrayLike) -> Floats:
+        """Returns calibrated probabilities, any shape, rising with the input."""
+        return _clip(_sigmoid(_logit(probabilities) / self.temperature))
+
+
+class IsotonicCalibrator(_Model):
+    """Straight lines through knots (x, y), level outside them (Zadrozny and Elkan 2002)."""
+
+    method: Literal["isotonic"] = "isotonic"
+    x: tuple[float, ...] = Field(min_length=1)  # mean raw probability of each block [K], rising
+    y: tuple[float, ...] = Field(min_length=1)  # its rate of positives [K], not falling
+
+    @model_validator(mode="after")
+    def _knots_rise(self) -> "IsotonicCalibrator":
+        x, y = np.array(self.x), np.array(self.y)
+        if x.shape != y.shape or (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
+            raise ValueError("knots x and y must be of one length, x rising and y not falling")
+        if not (0 <= x[0] <= x[-1] <= 1 and 0 <= y[0] <= y[-1] <= 1):
+            raise ValueError("knots x and y must lie in [0, 1]")
+        return self
+
+    def apply(self, probabilities: npt.ArrayLike) -> Floats:
+        """Returns calibrated probabilities, any shape, not falling where the input rises."""
+        return _clip(np.interp(np.asarray(probabilities, dtype=np.float64), self.x, self.y))
+
+
+Calibrator: TypeAlias = Annotated[
+    IdentityCalibrator | PlattCalibrator | TemperatureCalibrator | IsotonicCalibrator,
+    Field(discriminator="method"),
+]
+
+
+class ValueCalibrator(_Model):
+    """Multiplies predicted values by one number, so that their sum is right."""
+
+    scale: float = Field(gt=0)
+
+    def apply(self, values: npt.ArrayLike) -> Floats:
+        """Returns scale × values, any shape, in the unit of the values."""
+        return self.scale * np.asarray(values, dtype=np.float64)
+
+
+def undo_sampling(
+    probabilities: npt.ArrayLike, negative_rate: float, positive_weight: float = 1.0
+) -> Floats:
+    """Takes back the prior shift of training on fewer negatives or heavier positives.
+
+    Training odds are true odds · w / r, hence q = p / (p + (1 − p) · w / r) (He et al. 2014,
+    section 6.3, where w = 1).
+
+    Args:
+        probabilities: any shape, as the model gives them, in [0, 1].
+        negative_rate: r, the share of negatives kept in training, in (0, 1].
+        positive_weight: w, the loss weight of a positive against a negative's 1, above 0.
+
+    Returns:
+        Probabilities of the population before sampling, same shape.
+
+    Raises:
+        ConfigError: a rate or a weight out of range.
+    """
+    if not 0 < negative_rate <= 1:
+        raise ConfigError(f"negative_rate is {negative_rate}; it must lie in (0, 1]")
+    if not 0 < positive_weight < np.inf:
+        raise ConfigError(f"positive_weight is {positive_weight}; it must be above 0 and finite")
+    p = np.asarray(probabilities, dtype=np.float64)
+    corrected: Floats = p / (p + (1 - p) * (positive_weight / negative_rate))
+    return corrected
+
+
+def fit_calibrator(
+    method: Method, probabilities: npt.ArrayLike, labels: npt.ArrayLike
+) -> Calibrator:
+    """Fits one task's calibrator on held-out rows.
+
+    Platt and temperature maximise the likelihood of Platt's (1999) smoothed targets by Newton's
+    method; isotonic regression pools adjacent violators.
+
+    Args:
+        method: "platt" moves and stretches the logit; "temperature" only stretches it; "isotonic"
+            bends freely and wants thousands of positives; "identity" does nothing.
+        probabilities: [N], after `undo_sampling`, in [0, 1].
+        labels: [N], 0 or 1; one class alone is allowed.
+
+    Returns:
+        A frozen model; `model_dump_json` stores it, `parse_calibrator` reads it back.
+
+    Raises:
+        ConfigError: an unknown method.
+        DataError: no rows, arrays that do not match, a value out of range.
+    """
+    probability, label = check_outcomes(probabilities, labels, probability=True)
+    if not len(label):
+        raise DataError("no rows to calibrate on; hold out more data or choose 'identity'")
+    match method:
+        case "identity":
+            return IdentityCalibrator()
+        case "platt":
+            return _fit_platt(_logit(probability), label)
+        case "temperature":
+            slope = _newton(_logit(probability)[:, None], _smoothed(label), np.ones(1))[0]
+            return TemperatureCalibrator(temperature=1 / float(np.clip(slope, *SLOPES)))
+        case "isotonic":
+            return _fit_isotonic(probability, label)
+    raise ConfigError(f"calibration method is {method!r}; choose one of {get_args(Method)}")
+
+
+def parse_calibrator(document: str | bytes) -> Calibrator:
+    """Reads a calibrator back from the JSON that `model_dump_json` wrote.
+
+    Args:
+        document: one JSON object with a `method`.
+
+    Returns:
+        The calibrator, equal to the one that was stored.
+
+    Raises:
+        ConfigError: not JSON, an unknown method or key, or parameters out of range.
+    """
+    adapter: TypeAdapter[Calibrator] = TypeAdapter(Calibrator)
+    try:
+        return adapter.validate_json(document)
+    except ValidationError as error:
+        raise ConfigError(f"not a calibrator: {error}") from error
+
+
+def fit_value_calibrator(predictions: npt.ArrayLike, actuals: npt.ArrayLike) -> ValueCalibrator:
+    """Fits the scale at which predicted values sum to what was earned: Σ actual / Σ predicted.
+
+    Args:
+        predictions: [N], predicted values of held-out rows.
+        actuals: [N], their actual values, in the same unit.
+
+    Returns:
+        The scale, in a frozen model.
+
+    Raises:
+        DataError: either sum is not above 0, so that no scale can be right.
+    """
+    predicted, actual = (float(side.sum()) for side in check_values(predictions, actuals))
+    if predicted <= 0 or actual <= 0:
+        raise DataError(
+            f"predicted values sum to {predicted} and actual values to {actual}; both must be "
+            "above 0 to fit a scale (ValueCalibrator(scale=1.0) leaves values as they are)"
+        )
+    return ValueCalibrator(scale=actual / predicted)
+
+
+def _smoothed(labels: Floats) -> Floats:
+    """Platt's targets for P positives and M negatives: (P + 1) / (P + 2) and 1 / (M + 2).
+
+    Held back from 0 and 1, they keep a fit finite for few rows, one class, or no overlap.
+    """
+    positives = float(labels.sum())
+    negatives = len(labels) - positives
+    return np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def _fit_platt(logits: Floats, labels: Floats) -> PlattCalibrator:
+    targets = _smoothed(labels)
+    base = float(_logit(targets.mean()))
+    slope, intercept = _newton(
+        np.stack([logits, np.ones_like(logits)], axis=1), targets, np.array([0.0, base])
+    )
+    if slope < 0:  # worse than chance: the best rising curve is the flat one
+        slope, intercept = 0.0, base
+    return PlattCalibrator(slope=float(slope), intercept=float(intercept))
+
+
+def _fit_isotonic(probabilities: Floats, labels: Floats) -> IsotonicCalibrator:
+    """Pools adjacent violators, twice: over rows, then over blocks that each got one more row.
+
+    That row has the base rate for a label. It keeps a block of three clicks from promising 100%.
+    """
+    x, slot, count = np.unique(probabilities, return_inverse=True, return_counts=True)
+    rate = np.bincount(slot, weights=labels) / count
+    x, rate, weight = _pool(x, rate, count.astype(np.float64))
+    base_rate = (labels.sum() + 1) / (len(labels) + 2)
+    x, rate, weight = _pool(x, (weight * rate + base_rate) / (weight + 1), weight + 1)
+    x, first = np.unique(x, return_index=True)  # means of neighbours may round to one number
+    return IsotonicCalibrator(x=tuple(x.tolist()), y=tuple(rate[first].tolist()))
+
+
+def _pool(x: Floats, y: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
+    """The blocks of the isotonic fit of y: mean x, mean y and weight of each, in order."""
+    from sklearn.isotonic import isotonic_regression  # here: serving applies but never fits
+
+    fitted = isotonic_regression(y, sample_weight=weight)
+    starts = np.flatnonzero(np.diff(fitted, prepend=-np.inf))
+    total = np.add.reduceat(weight, starts)
+    # Rounding must not undo the order that the means have.
+    mean_x = np.maximum.accumulate(np.add.reduceat(weight * x, starts) / total)
+    return np.minimum(mean_x, 1.0), fitted[starts], total
+
+
+def _newton(design: Floats, targets: Floats, start: Floats) -> Floats:
+    """Maximises Σ t ln σ(Xβ) + (1 − t) ln σ(−Xβ) over β by damped Newton steps (IRLS).
+
+    A tiny ridge on the Hessian serves constant logits; halving a step that does not lower the loss
+    makes convergence global (Lin, Lin and Weng 2007). It stops after the step that Newton's
+    decrement says gains less than 1e-10 of the loss.
+    """
+
+    def loss(parameters: Floats) -> float:
+        logits = design @ parameters
+        return float((np.logaddexp(0, logits) - targets * logits).sum())
+
+    parameters, current = start, loss(start)
+    ridge = 1e-12 * len(targets) * np.eye(len(start))
+    for _ in range(100):
+        fitted = _sigmoid(design @ parameters)
+        gradient = design.T @ (fitted - targets)
+        hessian = design.T @ (design * (fitted * (1 - fitted))[:, None]) + ridge
+        step = np.linalg.solve(hessian, gradient)
+        if gradient @ step <= 1e-10 * current:
+            return parameters - step
+        scale = 1.0
+        while loss(parameters - scale * step) >= current and scale > 1e-9:
+            scale /= 2
+        parameters = parameters - scale * step
+        current = loss(parameters)
+    return parameters
+
+
+def _clip(probabilities: npt.ArrayLike) -> Floats:
+    clipped: Floats = np.clip(np.asarray(probabilities, dtype=np.float64), CLIP, 1 - CLIP)
+    return clipped
+
+
+def _logit(probabilities: npt.ArrayLike) -> Floats:
+    p = _clip(probabilities)
+    logits: Floats = np.log(p) - np.log1p(-p)
+    return logits
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    odds: Floats = np.exp(-np.abs(logits))  # of the less likely side: cannot overflow
+    return np.where(logits >= 0, 1.0, odds) / (1 + odds)

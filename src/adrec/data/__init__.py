@@ -1,0 +1,1 @@
+"""Logs: layouts, checks, splits, and worlds to test on."""

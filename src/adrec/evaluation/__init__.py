@@ -1,0 +1,1 @@
+"""Offline proof: baselines, replay, off-policy estimates, intervals and the report."""

@@ -1,0 +1,1 @@
+"""Models: they compute. The training loop optimises them, the bundle keeps them."""

@@ -1,0 +1,148 @@
+"""Layers shared by both models.
+
+B batch, N candidates, T prefix tokens, L history items, F categorical fields, D width, H heads.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from adrec.features.batches import UNKNOWN_GAP, Fields
+
+_GAP_BUCKETS = 24
+_GAP_STEP = 0.35  # of log(1 + hours): 24 buckets reach 3,100 hours
+
+
+class FieldEncoder(nn.Module):
+    """A group of fields as one vector: an embedding a categorical field, then the dense floats.
+
+    All fields share one table, each with its own range of rows, so that a lookup is one gather.
+    """
+
+    def __init__(self, sizes: Sequence[int], dense: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.width = len(sizes) * embedding_dim + dense
+        starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
+        self.register_buffer("starts_F", starts[:-1], persistent=False)
+        self.table = nn.Embedding(max(1, int(starts[-1])), embedding_dim)
+        nn.init.normal_(self.table.weight, std=0.05)
+        self.starts_F: Tensor
+
+    def forward(self, fields: Fields) -> Tensor:
+        """Encode fields [..., F] and [..., D] to [..., width]."""
+        embedded = self.table(fields.categorical + self.starts_F).flatten(start_dim=-2)
+        return torch.cat([embedded, fields.dense], dim=-1)
+
+
+class GapEmbedding(nn.Module):
+    """How long ago a history item was, as a vector: buckets of log(1 + hours), one for unknown."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(_GAP_BUCKETS + 1, dim)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, gap_BL: Tensor) -> Tensor:
+        """[B, L] gaps to [B, L, D]."""
+        bucket = (gap_BL / _GAP_STEP).long().clamp(0, _GAP_BUCKETS - 1) + 1
+        vectors: Tensor = self.table(torch.where(gap_BL == UNKNOWN_GAP, 0, bucket))
+        return vectors
+
+
+def mlp(widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers with GELU and dropout between, none after the last."""
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(pairwise(widths)):
+        if i:
+            layers += [nn.GELU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear(before, after))
+    return nn.Sequential(*layers)
+
+
+class AttentionPool(nn.Module):
+    """Pool a sequence by H learned queries, each a softmax over the items; zeros if it is empty."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scores = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, heads))
+
+    def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, L, D] to [B, H * D]."""
+        scores_BLH = self.scores(items_BLD).float()
+        weights_BLH = masked_softmax(scores_BLH, mask_BL[..., None], dim=1)
+        return torch.einsum("blh,bld->bhd", weights_BLH.to(items_BLD.dtype), items_BLD).flatten(1)
+
+
+class CrossLayer(nn.Module):
+    """A low-rank cross: x0 * (V U x + b) + x. DCN V2, Wang et al. 2021, equation 3."""
+
+    def __init__(self, dim: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, rank, bias=False)
+        self.up = nn.Linear(rank, dim)
+
+    def forward(self, x0: Tensor, x: Tensor) -> Tensor:
+        """[..., D] with [..., D] to [..., D]."""
+        crossed: Tensor = x0 * self.up(self.down(x)) + x
+        return crossed
+
+
+def masked_softmax(scores: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Softmax over the places where `mask` holds; zeros where it holds nowhere."""
+    weights = torch.softmax(scores.masked_fill(~mask, torch.finfo(scores.dtype).min), dim=dim)
+    return weights * mask
+
+
+class SharedPrefixBlock(nn.Module):
+    """A pre-norm transformer block whose candidates read a prefix but not each other.
+
+    The prefix attends to itself. A candidate attends to the prefix's keys and values and to itself,
+    so its output does not depend on which others are scored with it, and the prefix is computed
+    once for all of them (DCAT, 2507.12704; M-FALCON, Zhai et al. 2024, section 3.4).
+    """
+
+    def __init__(self, dim: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5
+        self.norm_attention = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.norm_feed = nn.LayerNorm(dim)
+        self.feed = nn.Sequential(
+            nn.Linear(dim, feed_forward), nn.GELU(), nn.Linear(feed_forward, dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def prefix(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance the prefix; also its keys and values, each [B, H, T, D/H], for candidates."""
+        q, k, v = self._split(x_BTD)
+        scores = (q @ k.transpose(-1, -2)).float() * self.scale
+        weights = masked_softmax(scores, mask_BT[:, None, None, :], dim=-1)
+        return self._rest(x_BTD, weights.to(v.dtype) @ v), k, v
+
+    def candidates(self, x_BND: Tensor, k: Tensor, v: Tensor, mask_BT: Tensor) -> Tensor:
+        """Advance candidates that read the prefix's keys and values and themselves."""
+        q, own_k, own_v = self._split(x_BND)
+        on_prefix = (q @ k.transpose(-1, -2)).float() * self.scale
+        on_itself = (q * own_k).sum(-1, keepdim=True).float() * self.scale
+        mask = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+        weights = masked_softmax(
+            torch.cat([on_prefix, on_itself], dim=-1), mask[:, None, None, :], dim=-1
+        ).to(v.dtype)
+        return self._rest(x_BND, weights[..., :-1] @ v + weights[..., -1:] * own_v)
+
+    def _split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, H, N, D/H]."""
+        batch, count, dim = x_BND.shape
+        qkv = self.qkv(self.norm_attention(x_BND))
+        qkv = qkv.view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        return qkv[0], qkv[1], qkv[2]
+
+    def _rest(self, x_BND: Tensor, attended: Tensor) -> Tensor:
+        x_BND = x_BND + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        fed: Tensor = x_BND + self.dropout(self.feed(self.norm_feed(x_BND)))
+        return fed

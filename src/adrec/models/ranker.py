@@ -1,0 +1,175 @@
+"""Transformer ranker: the request once, then one token a candidate.
+
+    user fields, request ─► linear ─► P tokens ─┐
+    histories ─► one token an ad ───────────────┼─► prefix ──► blocks ──┐ keys, values
+                                                                        ▼
+    ad fields + counters ─► candidate token ──────────────────► blocks ─► c ─┐
+    (prefix summary + ad + counters) ─► DCN V2 cross layers ────────────► x ─┴─► heads
+
+The user's and request's fields are embedded, joined and projected to P tokens (the auto-split
+tokens of OneTrans, 2510.26104), so the prefix does not grow with the number of fields. A candidate
+reads the prefix and itself, never another candidate: its score does not depend on the slate. The
+cross stream multiplies user and ad features explicitly, which attention alone does poorly
+(AutoInt .8119, DCN V2 .8145 AUC on Criteo_x4: BARS).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from adrec.features.batches import Batch, Candidates, Query
+from adrec.features.transforms import Layout
+from adrec.models.heads import TaskHeads
+from adrec.models.layers import CrossLayer, FieldEncoder, GapEmbedding, SharedPrefixBlock
+from adrec.schema import Strict
+
+
+class RankerConfig(Strict):
+    """Sizes of the ranker."""
+
+    embedding_dim: int = Field(default=16, ge=1, le=512)
+    """Floats a categorical field."""
+    width: int = Field(default=256, ge=8, le=4096)
+    """Width of a token."""
+    layers: int = Field(default=3, ge=1, le=48)
+    """Transformer blocks."""
+    heads: int = Field(default=8, ge=1, le=64)
+    """Attention heads; they divide the width."""
+    feed_forward: int = Field(default=1024, ge=8)
+    """Hidden width of a block."""
+    field_tokens: int = Field(default=4, ge=1, le=64)
+    """Prefix tokens that the user's and the request's fields are projected to."""
+    cross_layers: int = Field(default=3, ge=0, le=16)
+    """DCN V2 layers; 0 leaves the stream out."""
+    cross_rank: int = Field(default=64, ge=1)
+    """Rank of each cross layer."""
+    head_hidden: int = Field(default=128, ge=1)
+    """Hidden width of each task's head."""
+    dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of units dropped in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+        return self
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """All that candidates need of their request.
+
+    keys, values: for each block [B, H, T, D/H]; mask_BT: which tokens exist; summary_BD: what the
+    cross stream takes of the request.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask_BT: Tensor
+    summary_BD: Tensor
+
+
+class Ranker(nn.Module):
+    """Scores candidates of requests for every task."""
+
+    def __init__(self, config: RankerConfig, layout: Layout) -> None:
+        super().__init__()
+        self.config, self.layout = config, layout
+        dim, width = config.embedding_dim, config.width
+        self.user_fields = FieldEncoder(layout.user_sizes, layout.user_dense, dim)
+        self.request_fields = FieldEncoder(layout.request_sizes, layout.request_dense, dim)
+        self.ad_fields = FieldEncoder(layout.ad_sizes, layout.ad_dense, dim)
+        known = self.user_fields.width + self.request_fields.width
+        self.field_tokens = nn.Linear(known, config.field_tokens * width)
+        self.ad_token = nn.Linear(self.ad_fields.width, width)
+        self.counter_token = nn.Sequential(
+            nn.Linear(layout.counters, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.gap = GapEmbedding(width)
+        self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
+        nn.init.normal_(self.sequence.weight, std=0.02)
+        self.blocks: Iterable[SharedPrefixBlock] = nn.ModuleList(  # type: ignore[assignment]
+            SharedPrefixBlock(width, config.heads, config.feed_forward, config.dropout)
+            for _ in range(config.layers)
+        )
+        self.request_cross = nn.Linear(known, width)
+        self.history_cross = nn.Linear(width, width, bias=False)
+        self.ad_cross = nn.Linear(self.ad_fields.width, width)
+        self.counter_cross = nn.Linear(layout.counters, width, bias=False)
+        self.cross = nn.ModuleList(
+            CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)
+        )
+        self.norm = nn.LayerNorm(2 * width)
+        self.heads = TaskHeads(
+            2 * width,
+            config.head_hidden,
+            config.dropout,
+            kinds=layout.task_kinds,
+            means=layout.task_means,
+            scales=layout.value_scales,
+            positions=layout.positions,
+        )
+
+    def prefix(self, query: Query) -> Prefix:
+        """Encode B requests once, for any number of candidates."""
+        known = torch.cat(
+            [self.user_fields(query.user), self.request_fields(query.request)], dim=-1
+        )
+        batch, width = len(known), self.config.width
+        tokens = [self.field_tokens(known).view(batch, self.config.field_tokens, width)]
+        masks = [torch.ones_like(tokens[0][..., 0], dtype=torch.bool)]
+        for i, history in enumerate(query.histories):
+            items = self.ad_token(self.ad_fields(history.ads))
+            tokens.append(items + self.gap(history.gap_BL) + self.sequence.weight[i])
+            masks.append(history.mask_BL)
+        x_BTD, mask_BT = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
+        past = mask_BT[:, self.config.field_tokens :, None]
+        pooled = (x_BTD[:, self.config.field_tokens :] * past).sum(1) / past.sum(1).clamp(min=1)
+        summary_BD = self.request_cross(known) + self.history_cross(pooled)
+        keys, values = [], []
+        for block in self.blocks:
+            x_BTD, k, v = block.prefix(x_BTD, mask_BT)
+            keys.append(k)
+            values.append(v)
+        return Prefix(tuple(keys), tuple(values), mask_BT, summary_BD)
+
+    def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
+        """Parameters of each task for each candidate, [B, N, 1 or 3]."""
+        ad_BND = self.ad_fields(candidates.ads)
+        x_BND = self.ad_token(ad_BND) + self.counter_token(candidates.counters_BNC)
+        blocks = zip(self.blocks, prefix.keys, prefix.values, strict=True)
+        for block, keys, values in blocks:
+            x_BND = block.candidates(x_BND, keys, values, prefix.mask_BT)
+        x0 = (
+            prefix.summary_BD[:, None]
+            + self.ad_cross(ad_BND)
+            + self.counter_cross(candidates.counters_BNC)
+        )
+        crossed = x0
+        for layer in self.cross:
+            crossed = layer(x0, crossed)
+        both = self.norm(torch.cat([x_BND, crossed], dim=-1))
+        outputs: list[Tensor] = self.heads(both, candidates.position_BN)
+        return outputs
+
+    def forward(self, batch: Batch) -> list[Tensor]:
+        """`score` of a batch with its own requests as prefix."""
+        return self.score(self.prefix(batch.query), batch.candidates)
+
+    def loss(
+        self, batch: Batch, task_weights: Sequence[float], positive_weights: Sequence[float]
+    ) -> Tensor:
+        """Weighted sum over tasks of the mean loss of the batch's impressions."""
+        outputs = self(batch)
+        mask = batch.candidates.mask_BN
+        losses = self.heads.losses(outputs, batch.labels_BNK, positive_weights)
+        means = [loss[mask].mean() for loss in losses]
+        return torch.stack([w * m for w, m in zip(task_weights, means, strict=True)]).sum()
+
+    def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:
+        """Probability or expected value of each task, uncalibrated, [B, N, K]."""
+        return self.heads.predictions(self.score(prefix, candidates))

@@ -1,0 +1,498 @@
+"""The allowed ads nearest to a query by inner product: FAISS behind one class.
+
+`AdIndex` scores ad a for query q with <q, a>. Two towers that L2-normalise make that a cosine; a
+per-ad bias is one more dimension (the query holds a 1 there), so neither unit length nor a fixed
+width is assumed. A filter runs inside the search, never after it: no disallowed ad comes back, and
+k ads come back whenever k are allowed.
+
+Two facts about FAISS shape the code. `IndexRefine` ignores a selector in its own parameters and
+`IndexIDMap` does not translate one that lies deeper, so a filter through both is silently wrong:
+here every search runs on catalogue positions and ids are mapped at the border. Parameters that are
+written on an index are shared by all threads, so each search carries its own.
+
+Shapes: A ads, D width, Q queries, K results a query.
+"""
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import faiss as _typed_faiss
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adrec.errors import BundleError, ConfigError, DataError
+
+faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
+
+Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
+_IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
+_ROWS_PER_LIST = 32  # training rows a centroid; FAISS would like 39, but k-means is most of a build
+_CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
+_LANES = 16  # SQ8 decodes 16 numbers at a time; at other widths it is ten times slower
+_CHUNK_ROWS = 65_536  # bounds the copies made while checking and adding
+_GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
+
+_log = logging.getLogger(__name__)
+
+
+class IndexConfig(BaseModel):
+    """How to index a catalogue.
+
+    Attributes:
+        kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
+            section IV); "ivfpq" reads compressed codes in those lists and rescores the best
+            (Jégou 2011; Johnson 2017); "hnsw" walks a neighbour graph (Malkov 2016): fastest to
+            answer, slowest to build, weakest under narrow filters. "auto" takes exact below
+            50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
+            all vectors in memory) and ivfpq beyond (about a third of the memory).
+        nlist: lists of ivf and ivfpq, 1 to 1,048,576; never more than there are training rows.
+            None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
+        nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
+        pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
+            or D rounded up to a multiple of 16. None: half of the latter (2 bits a number).
+        refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
+        refine_store: what ivfpq rescores with: "sq8" (1 byte a number) or "float32" (4 bytes).
+        hnsw_links: M, neighbours an ad keeps in each layer of the graph, 2 to 256.
+        ef_construction: candidates weighed while placing an ad in the graph, 1 to 10,000.
+        ef_search: candidates that an hnsw search keeps, 1 to 100,000; never fewer than K.
+        max_widening: a filter that lets a fraction f of the ads pass makes a search visit 1/f as
+            many lists or candidates, so that it weighs as many allowed ads as without the filter,
+            but at most this many times more; 1 to 1,000.
+        train_rows: most ads that centroids and codes are trained on, 256 to 100,000,000.
+        seed: for sampling and clustering, 0 to 2^31 - 1. The same seed and threads give the same
+            index, except that hnsw built by several threads depends on their timing.
+        device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"
+    nlist: int | None = Field(default=None, ge=1, le=1_048_576)
+    nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
+    pq_segments: int | None = Field(default=None, ge=1, le=65_536)
+    refine_factor: float = Field(default=4.0, ge=1.0, le=100.0)
+    refine_store: Literal["sq8", "float32"] = "sq8"
+    hnsw_links: int = Field(default=32, ge=2, le=256)
+    ef_construction: int = Field(default=200, ge=1, le=10_000)
+    ef_search: int = Field(default=256, ge=1, le=100_000)
+    max_widening: float = Field(default=8.0, ge=1.0, le=1_000.0)
+    train_rows: int = Field(default=131_072, ge=256, le=100_000_000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    device: Literal["cpu", "auto"] = "cpu"
+
+
+class Found(NamedTuple):
+    """What a search found, best first: `ads_QK` int64, -1 where there is none; `scores_QK`
+    float32 inner products, -inf where there is none."""
+
+    ads_QK: Ints
+    scores_QK: Floats
+
+
+class AdIndex:
+    """A searchable catalogue of ad vectors. Safe to search from many threads at once.
+
+    Build it with `AdIndex.build` or `AdIndex.load`. FAISS spreads one call's queries over OpenMP
+    threads; a server that handles a request a thread should set OMP_NUM_THREADS=1. torch and FAISS
+    each bring an OpenMP runtime whose idle threads spin: on busy cores, OMP_WAIT_POLICY=PASSIVE in
+    the environment makes a build of several threads many times faster.
+    """
+
+    def __init__(
+        self, core: Any, ads: Ints | None, kind: Kind, dim: int, tower: str, config: IndexConfig
+    ) -> None:
+        """Wrap a filled FAISS index; `ads` [A] are its external ids, None where they are 0..A-1."""
+        self.kind, self.dim, self.tower, self.config = kind, dim, tower, config
+        self._core, self._ads = core, ads
+        self._rows = int(core.ntotal if ads is None else ads.max() + 1)
+        self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
+        self._nprobe = _nprobe(config, self._ivf.nlist) if self._ivf else 0
+        self._gpu_lock = threading.Lock()  # FAISS on a GPU takes one caller at a time
+        self._gpu = self._copy_to_gpu()
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Floats,
+        config: IndexConfig,
+        *,
+        tower: str,
+        ads: Ints | None = None,
+        threads: int = 1,
+    ) -> Self:
+        """Index a catalogue.
+
+        Args:
+            vectors: float32 [A, D], finite; need not have unit length.
+            config: how.
+            tower: fingerprint of the tower weights that made the vectors.
+            ads: int64 [A], the ad's row in the catalogue; unique, >= 0. None: 0..A-1, which also
+                makes filters cheaper (no gather of the mask).
+            threads: OpenMP threads to build with.
+
+        Raises:
+            DataError: the vectors or ids are empty, of a wrong type or shape, or not finite.
+            ConfigError: `pq_segments` does not divide D, or `threads` is below 1.
+        """
+        vectors = _checked_vectors(vectors)
+        n, dim = vectors.shape
+        ads = _checked_ads(ads, n)
+        kind = _kind(config, n)
+        rows = np.arange(n)
+        if n > config.train_rows:
+            rows = np.sort(
+                np.random.default_rng(config.seed).choice(n, config.train_rows, replace=False)
+            )
+        nlist = _nlist(config, n, len(rows))
+        core = faiss.index_factory(
+            *_description(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT
+        )
+        _seed(core, kind, config)
+        with _openmp_threads(threads):
+            if not core.is_trained:
+                if len(rows) < _CENTROIDS:  # repeat a tiny catalogue rather than refuse it
+                    rows = np.resize(rows, _CENTROIDS)
+                core.train(_widened(vectors[rows], core.d))
+            for start in range(0, n, _CHUNK_ROWS):
+                core.add(_widened(vectors[start : start + _CHUNK_ROWS], core.d))
+        return cls(core, ads, kind, dim, tower, config)
+
+    def search(
+        self, queries: Floats, k: int, *, allowed: Bools | None = None, exact: bool = False
+    ) -> Found:
+        """Find the k best allowed ads of each query.
+
+        A filter that leaves fewer ads than the lists or the graph would have us weigh is answered
+        exactly, and so is a query for which they yielded fewer ads than are to be had. A filter
+        costs 0.1 ms per million ads, and 1 ms more where ids are not 0..A-1.
+
+        Args:
+            queries: float32 [Q, D], finite.
+            k: results a query, >= 1.
+            allowed: bool [at least max(ads) + 1] by ad row; False is never returned. None: all.
+            exact: weigh every allowed ad by its stored vector (for ivfpq with refine_store "sq8"
+                the stored vector is rounded to 8 bits a number).
+
+        Returns:
+            Found, each [Q, k].
+
+        Raises:
+            DataError: queries or mask of a wrong type or shape, or queries not finite.
+            ConfigError: k is below 1.
+        """
+        queries = self._checked_queries(queries)
+        if k < 1:
+            raise ConfigError(f"k is {k}; ask for at least 1 result a query")
+        selector, n_allowed = self._selector(allowed)
+        wanted = min(k, n_allowed)
+        ads_QK = np.full((len(queries), k), -1, dtype=np.int64)
+        scores_QK = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        if wanted == 0 or len(queries) == 0:
+            return Found(ads_QK, scores_QK)
+        if exact or n_allowed <= self._weighed(wanted, n_allowed):
+            scores, at = self._scan(queries, wanted, selector)
+        else:
+            scores, at = self._search_near(queries, wanted, selector, n_allowed)
+            short = at[:, -1] < 0
+            if short.any():
+                scores[short], at[short] = self._scan(queries[short], wanted, selector)
+        ads_QK[:, :wanted] = at if self._ads is None else np.where(at < 0, -1, self._ads[at])
+        scores_QK[:, :wanted] = scores
+        return Found(ads_QK, scores_QK)
+
+    def save(self, path: Path) -> None:
+        """Write the FAISS file `path` (it holds the ad ids too) and then `<path>.json`."""
+        whole = self._core
+        if self._ads is not None:
+            whole = faiss.IndexIDMap(faiss.IndexFlatIP(self._core.d))  # must be wrapped empty
+            whole.index, whole.ntotal = self._core, len(self)
+            faiss.copy_array_to_vector(self._ads, whole.id_map)
+        faiss.write_index(whole, str(path))
+        about = _About(
+            tower=self.tower, ads=len(self), dim=self.dim, kind=self.kind, config=self.config
+        )
+        _about_path(path).write_text(about.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, *, tower: str) -> Self:
+        """Read an index written by `save`.
+
+        Raises:
+            BundleError: files are missing, damaged or do not belong together, or the vectors were
+                made by another tower than `tower`.
+        """
+        try:
+            about = _About.model_validate_json(_about_path(path).read_text())
+        except (OSError, ValidationError) as error:
+            raise _unreadable(_about_path(path), error) from error
+        if about.tower != tower:
+            raise BundleError(
+                f"{path}: the index holds vectors of tower '{about.tower}', but queries come from "
+                f"tower '{tower}'; their products mean nothing. Rebuild it with `adrec train`."
+            )
+        try:
+            core = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise _unreadable(path, error) from error
+        ads = None
+        if isinstance(core, faiss.IndexIDMap):
+            whole, ads = core, faiss.vector_to_array(core.id_map)
+            core = faiss.downcast_index(whole.index)
+            whole.own_fields = False  # the wrapper dies here; what it wrapped is ours now
+            core.this.own(True)
+        if core.ntotal != about.ads or not 0 <= core.d - about.dim < _LANES:
+            raise BundleError(
+                f"{path}: holds {core.ntotal} ads of width {core.d}, but {_about_path(path).name} "
+                f"says {about.ads} of width {about.dim}. Rebuild it with `adrec train`."
+            )
+        return cls(core, ads, about.kind, about.dim, tower, about.config)
+
+    def __len__(self) -> int:
+        return int(self._core.ntotal)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of vectors, codes, ids and links in main memory; small tables are left out."""
+        return _bytes(self._core) + (0 if self._ads is None else 8 * len(self))
+
+    def _widening(self, n_allowed: int) -> float:
+        return min(self.config.max_widening, len(self) / n_allowed)
+
+    def _weighed(self, k: int, n_allowed: int) -> float:
+        """About how many scores a search for k among n_allowed computes without a full scan."""
+        if self.kind == "exact":
+            return math.inf
+        if self._ivf is not None:  # scores only what is allowed, so widening adds none
+            return len(self) * self._nprobe / int(self._ivf.nlist)
+        ef = max(self.config.ef_search, k) * self._widening(n_allowed)
+        return ef * self.config.hnsw_links
+
+    def _scan(self, queries: Floats, k: int, selector: Any) -> tuple[Floats, Ints]:
+        """Weigh every ad that the selector lets pass."""
+        if self.kind == "exact" and self._fits_gpu(k, selector):
+            return self._search_gpu(queries, k)
+        if self.kind == "ivf":
+            params = faiss.SearchParametersIVF(sel=selector, nprobe=self._ivf.nlist)
+            return _faiss_search(self._core, queries, k, params)
+        store = self._core
+        if self.kind == "ivfpq":
+            store = faiss.downcast_index(store.refine_index)
+        elif self.kind == "hnsw":
+            store = faiss.downcast_index(store.storage)
+        return _faiss_search(store, queries, k, faiss.SearchParameters(sel=selector))
+
+    def _search_near(
+        self, queries: Floats, k: int, selector: Any, n_allowed: int
+    ) -> tuple[Floats, Ints]:
+        """Weigh the ads in the nearest lists, or along the graph. -1 where too few were met."""
+        if self._fits_gpu(k, selector):
+            return self._search_gpu(queries, k)
+        widening = self._widening(n_allowed)
+        if self.kind == "hnsw":
+            ef = math.ceil(widening * max(self.config.ef_search, k))
+            params = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+            return _faiss_search(self._core, queries, k, params)
+        nprobe = min(self._ivf.nlist, math.ceil(widening * self._nprobe))
+        params = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+        if self.kind == "ivfpq":  # the selector goes to the innermost level: only there it is read
+            params = faiss.IndexRefineSearchParameters(
+                k_factor=self.config.refine_factor,
+                base_index_params=faiss.SearchParametersPreTransform(index_params=params),
+            )
+        return _faiss_search(self._core, queries, k, params)
+
+    def _selector(self, allowed: Bools | None) -> tuple[Any, int]:
+        """The FAISS filter over positions (None: all pass) and how many ads it lets pass."""
+        if allowed is None:
+            return None, len(self)
+        if allowed.dtype != np.bool_ or allowed.ndim != 1 or len(allowed) < self._rows:
+            raise DataError(
+                f"allowed is {allowed.dtype} {list(allowed.shape)}; give a bool for each ad row, "
+                f"at least [{self._rows}]"
+            )
+        by_position = allowed[: self._rows] if self._ads is None else allowed[self._ads]
+        n_allowed = int(np.count_nonzero(by_position))
+        if n_allowed == len(self):
+            return None, n_allowed
+        return faiss.IDSelectorBitmap(np.packbits(by_position, bitorder="little")), n_allowed
+
+    def _checked_queries(self, queries: Floats) -> Floats:
+        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise DataError(
+                f"queries are {queries.dtype} {list(queries.shape)}; this index takes float32 "
+                f"[Q, {self.dim}]"
+            )
+        if not np.isfinite(queries).all():
+            row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+            raise DataError(f"query {row} holds NaN or infinity; check the user tower's output")
+        return _widened(queries, self._core.d)
+
+    def _copy_to_gpu(self) -> Any:
+        if self.config.device == "cpu" or self.kind not in ("exact", "ivf"):
+            return None
+        try:
+            if faiss.get_num_gpus() == 0:
+                return None
+            if self._ivf is not None:
+                self._ivf.nprobe = self._nprobe
+            return faiss.index_cpu_to_all_gpus(self._core)
+        except (RuntimeError, AttributeError) as error:
+            _log.warning("the ad index stays on the CPU: %s", error)
+            return None
+
+    def _fits_gpu(self, k: int, selector: Any) -> bool:
+        return self._gpu is not None and selector is None and k <= _GPU_MOST_K
+
+    def _search_gpu(self, queries: Floats, k: int) -> tuple[Floats, Ints]:
+        with self._gpu_lock:
+            return _faiss_search(self._gpu, queries, k, None)
+
+
+class _About(BaseModel):
+    """The JSON beside a FAISS file: what the file cannot say of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    tower: str
+    ads: int
+    dim: int
+    kind: Kind
+    config: IndexConfig
+
+
+def _about_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    return BundleError(f"{path}: not a readable ad index. Rebuild it with `adrec train`. ({error})")
+
+
+def _kind(config: IndexConfig, n: int) -> Kind:
+    if config.kind != "auto":
+        return config.kind
+    return "exact" if n < _EXACT_BELOW else "ivf" if n < _IVF_BELOW else "ivfpq"
+
+
+def _nlist(config: IndexConfig, n: int, train_rows: int) -> int:
+    if config.nlist is not None:
+        return min(config.nlist, train_rows)
+    return max(1, min(round(4 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
+
+
+def _nprobe(config: IndexConfig, nlist: int) -> int:
+    return min(nlist, config.nprobe or max(8, nlist // 16))
+
+
+def _description(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
+    """Stored width and FAISS factory string."""
+    if kind == "exact":
+        return dim, "Flat"
+    if kind == "ivf":
+        return dim, f"IVF{nlist},Flat"
+    if kind == "hnsw":
+        return dim, f"HNSW{config.hnsw_links},Flat"
+    padded = -(-dim // _LANES) * _LANES
+    segments = config.pq_segments or padded // 2
+    if padded % segments and dim % segments:
+        raise ConfigError(
+            f"pq_segments is {segments}, which divides neither the vectors' width {dim} nor "
+            f"{padded}, that width rounded up to a multiple of {_LANES}; leave it out or choose "
+            "a divisor"
+        )
+    width = dim if padded % segments else padded
+    store = "SQ8" if config.refine_store == "sq8" else "Flat"
+    # A random rotation spreads the variance evenly over the segments (Jégou 2011, section V.B);
+    # it also keeps a bias column from having a segment to itself. "fsr": SIMD codes of residuals.
+    return width, f"RR{width},IVF{nlist},PQ{segments}x4fsr,Refine({store})"
+
+
+def _seed(core: Any, kind: Kind, config: IndexConfig) -> None:
+    if kind == "hnsw":
+        core.hnsw.efConstruction = config.ef_construction
+        core.hnsw.rng = faiss.RandomGenerator(config.seed)
+    elif kind in ("ivf", "ivfpq"):
+        ivf = faiss.downcast_index(faiss.extract_index_ivf(core))
+        for clustering in [ivf.cp] + ([ivf.pq.cp] if kind == "ivfpq" else []):
+            clustering.seed = config.seed
+            clustering.min_points_per_centroid = 1  # FAISS would print a warning for small ones
+
+
+@contextmanager
+def _openmp_threads(threads: int) -> Iterator[None]:
+    if threads < 1:
+        raise ConfigError(f"threads is {threads}; give at least 1")
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _widened(vectors: Floats, width: int) -> Floats:
+    """Contiguous, with zero columns added up to `width`: inner products stay what they were."""
+    if vectors.shape[1] < width:
+        return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
+    return np.ascontiguousarray(vectors)
+
+
+def _checked_vectors(vectors: Floats) -> Floats:
+    if vectors.dtype != np.float32 or vectors.ndim != 2:
+        raise DataError(f"vectors are {vectors.dtype} {list(vectors.shape)}; give float32 [A, D]")
+    if 0 in vectors.shape:
+        raise DataError(f"vectors are {list(vectors.shape)}; an index needs at least one ad")
+    for start in range(0, len(vectors), _CHUNK_ROWS):
+        finite = np.isfinite(vectors[start : start + _CHUNK_ROWS]).all(axis=1)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite)[0])
+            raise DataError(
+                f"vector {row} holds NaN or infinity; check the ad tower and that ad's features"
+            )
+    return vectors
+
+
+def _checked_ads(ads: Ints | None, n: int) -> Ints | None:
+    if ads is None:
+        return None
+    if ads.dtype != np.int64 or ads.shape != (n,):
+        raise DataError(f"ads are {ads.dtype} {list(ads.shape)}; give int64 [{n}], one a vector")
+    if ads.min() < 0:
+        raise DataError(f"ads hold the negative id {ads.min()}; ids are rows of the catalogue")
+    ordered = np.sort(ads)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        raise DataError(f"ad {twice[0]} occurs more than once; give each ad one vector")
+    return None if np.array_equal(ads, np.arange(n)) else ads.copy()
+
+
+def _faiss_search(index: Any, queries: Floats, k: int, params: Any) -> tuple[Floats, Ints]:
+    """Scores and positions [Q, k]; -inf and -1 where nothing was found."""
+    scores, at = index.search(queries, k, params=params)
+    scores[at < 0] = -np.inf  # FAISS says -3.4e38
+    return scores, at
+
+
+def _bytes(index: Any) -> int:
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return _bytes(index.base_index) + _bytes(index.refine_index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return _bytes(index.index)
+    if isinstance(index, faiss.IndexHNSW):
+        return _bytes(index.storage) + 4 * int(index.hnsw.neighbors.size())
+    if isinstance(index, faiss.IndexIVF):
+        return _bytes(index.quantizer) + int(index.ntotal) * (int(index.code_size) + 8)
+    return int(index.codes.size())

@@ -1,0 +1,1 @@
+"""Training: one loop for both models, resumable at any step."""

@@ -1,0 +1,392 @@
+"""One training loop for both models.
+
+Everything random (order, sampling, dropout) is a function of seed, epoch and step, so a run that is
+interrupted anywhere and resumed ends with the very weights of one that was not.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from adrec.errors import ConfigError
+from adrec.features.batches import Batch, to_device
+from adrec.features.dataset import Dataset, cut
+from adrec.progress import Advance, Progress
+from adrec.schema import Strict
+from adrec.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from adrec.training.curves import plot_curves
+from adrec.training.objectives import Objective
+
+
+class TrainConfig(Strict):
+    """How one model is trained."""
+
+    epochs: int = Field(default=3, ge=1)
+    """Most passes over the training period."""
+    patience: int = Field(default=1, ge=0)
+    """Epochs without a better validation metric after which training stops."""
+    batch_rows: int = Field(default=2048, ge=1)
+    """Impressions a step."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients are added before a step of the optimiser."""
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    """Highest learning rate of AdamW."""
+    weight_decay: float = Field(default=1e-2, ge=0.0)
+    """Decoupled decay of matrices; biases, norms and embeddings have none."""
+    embedding_decay: float = Field(default=0.0, ge=0.0)
+    """Decoupled decay of embedding tables."""
+    warmup_share: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of all steps over which the learning rate rises from 0."""
+    restarts: int = Field(default=0, ge=0)
+    """Times the cosine starts again (Loshchilov & Hutter 2017)."""
+    final_share: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Learning rate at the end of each cosine, as a share of the highest."""
+    clip_norm: float = Field(default=1.0, gt=0.0)
+    """Largest norm of all gradients together."""
+    negative_rate: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Share of impressions without any outcome that are kept, drawn anew each epoch. Calibration
+    corrects for it."""
+    positive_weight: float = Field(default=1.0, gt=0.0)
+    """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
+    valid_requests: int = Field(default=20_000, ge=1)
+    """Requests of the validation period that are scored after each epoch, evenly spread."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto takes bf16 where the processor multiplies it natively."""
+    device: str = "auto"
+    """auto takes a GPU where torch has one; else `cpu`, `cuda`, `cuda:1`."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches ahead; 0 prepares them in the training process."""
+    checkpoint_every_s: float = Field(default=60.0, gt=0.0)
+    """Seconds between checkpoints within an epoch."""
+    seed: int = Field(default=0, ge=0)
+    """Fixes initial weights, order, sampling and dropout."""
+
+
+@dataclass
+class Position:
+    """Where training is. With the weights and moments, all that a resumed run needs."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done in this epoch."""
+    best: float = -math.inf
+    best_epoch: int = -1
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Validation metrics of each epoch, with the mean training loss."""
+    loss_sum: float = 0.0
+    rows: int = 0
+    """Impressions seen, over all epochs."""
+    seconds: float = 0.0
+    """Time spent training, validation included."""
+    done: bool = False
+
+
+def train(
+    objective: Objective,
+    dataset: Dataset,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    name: str,
+    progress: Progress | None = None,
+    resume: bool = True,
+) -> Position:
+    """Train, and leave the weights of the best epoch in the model.
+
+    Writes into `directory`: checkpoints `last` and `best`, `log.jsonl` with a line every few steps
+    and every epoch, and `curves.png`.
+
+    Raises:
+        CheckpointError: what is there cannot be resumed.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    run = _Run(objective, dataset, config, directory, name, progress or Progress())
+    if resume:
+        run.resume()
+    with _interruptible() as stop:
+        while not run.position.done:
+            run.epoch(stop)
+    if (directory / "best").exists():
+        load_weights(directory / "best" / "model.safetensors", objective.model)
+    return run.position
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        dataset: Dataset,
+        config: TrainConfig,
+        directory: Path,
+        name: str,
+        progress: Progress,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._objective, self._dataset, self._config = objective, dataset, config
+        self._directory, self._name, self._progress = directory, name, progress
+        self._device = choose_device(config.device)
+        self._bf16 = choose_bf16(config.precision, self._device)
+        objective.model.to(self._device)
+        self._optimiser = _optimiser(objective.model, config)
+        self._log = directory / "log.jsonl"
+        self._saved_at = time.monotonic()
+        self.position = Position()
+
+    def resume(self) -> None:
+        """Take up the last checkpoint, if there is one."""
+        found = load_checkpoint(self._directory / "last", self._objective.model, self._optimiser)
+        if found is None:
+            return
+        self.position = Position(**found)
+        if not self.position.done:
+            at = f"epoch {self.position.epoch + 1}, step {self.position.step}"
+            self._progress.say(f"{self._name}: resuming at {at}")
+
+    def epoch(self, stop: threading.Event) -> None:
+        """Run what is left of the current epoch, then validate."""
+        if self.position.epoch == 0 and self.position.step == 0:
+            self._log.write_text("")
+        config, at = self._config, self.position
+        plan, keep_N = self._plan(at.epoch)
+        total = int(sum(self._dataset.slate_R[part].sum() for part in plan))
+        what = f"{self._name} epoch {at.epoch + 1}/{config.epochs}"
+        with self._progress.track(what, total) as advance:
+            done = plan[: at.step * config.accumulate]
+            advance(int(sum(self._dataset.slate_R[part].sum() for part in done)), "")
+            self._steps(plan, keep_N, stop, advance)
+        self._finish_epoch(len(plan))
+
+    def _plan(self, epoch: int) -> tuple[list[NDArray[np.int64]], NDArray[np.bool_] | None]:
+        """Requests of each batch of an epoch, and which impressions are kept."""
+        rng = np.random.default_rng([self._config.seed, epoch])
+        requests = self._dataset.requests("train")
+        keep_N = None
+        if self._config.negative_rate < 1.0:
+            labels_NK = self._dataset.labels_NK
+            keep_N = rng.random(len(labels_NK), dtype=np.float32) < self._config.negative_rate
+            keep_N |= (labels_NK > 0).any(axis=1)
+            kept_R = np.add.reduceat(keep_N, self._dataset.offset_R[:-1])
+            requests = requests[kept_R[requests] > 0]
+        shuffled = rng.permutation(requests)
+        return cut(shuffled, self._dataset.slate_R[shuffled], self._config.batch_rows), keep_N
+
+    def _steps(
+        self,
+        plan: Sequence[NDArray[np.int64]],
+        keep_N: NDArray[np.bool_] | None,
+        stop: threading.Event,
+        advance: Advance,
+    ) -> None:
+        config, at, model = self._config, self.position, self._objective.model
+        model.train()
+        steps = math.ceil(len(plan) / config.accumulate)
+        batches = self._batches(plan[at.step * config.accumulate :], keep_N)
+        while at.step < steps:
+            begun = time.monotonic()
+            self._seed(at.epoch, at.step)
+            rng = np.random.default_rng([config.seed, at.epoch, at.step, 1])
+            rate = self._set_rate(at.epoch * steps + at.step, config.epochs * steps)
+            parts = min(config.accumulate, len(plan) - at.step * config.accumulate)
+            loss, rows = 0.0, 0
+            for _ in range(parts):
+                batch = to_device(next(batches), self._device)
+                part = self._loss(batch, rng) / parts
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += float(part.detach())
+                rows += batch.rows
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"{self._name}: the loss is {loss} at epoch {at.epoch + 1}, step {at.step}; "
+                    "lower learning_rate or use precision=float32"
+                )
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            self._optimiser.step()
+            self._optimiser.zero_grad(set_to_none=True)
+            at.step += 1
+            at.loss_sum += loss
+            at.rows += rows
+            at.seconds += time.monotonic() - begun
+            advance(rows, f"loss {at.loss_sum / at.step:.4f}")
+            self._write_log({"loss": loss, "learning_rate": rate, "rows": at.rows})
+            self._checkpoint(stop)
+
+    def _loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            return self._objective.loss(batch, rng)
+
+    def _batches(
+        self, plan: Sequence[NDArray[np.int64]], keep_N: NDArray[np.bool_] | None
+    ) -> Iterator[Batch]:
+        source = _Planned(self._dataset, plan, keep_N)
+        loader: DataLoader[Batch] = DataLoader(
+            source, batch_size=None, num_workers=self._config.workers, collate_fn=_as_it_is
+        )
+        return iter(loader)
+
+    def _seed(self, epoch: int, step: int) -> None:
+        sequence = np.random.SeedSequence([self._config.seed, epoch, step])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+    def _set_rate(self, step: int, steps: int) -> float:
+        rate = learning_rate(self._config, step, steps)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _checkpoint(self, stop: threading.Event) -> None:
+        due = time.monotonic() - self._saved_at > self._config.checkpoint_every_s
+        if due or stop.is_set():
+            self._save("last")
+        if stop.is_set():
+            raise KeyboardInterrupt(f"{self._name} stopped; the same command resumes it")
+
+    def _save(self, which: str) -> None:
+        position = asdict(self.position)
+        model = self._objective.model
+        save_checkpoint(self._directory / which, model, self._optimiser, position)
+        self._saved_at = time.monotonic()
+
+    def _finish_epoch(self, batches: int) -> None:
+        at, config = self.position, self._config
+        begun = time.monotonic()
+        metrics = dict(self._objective.validate())
+        at.seconds += time.monotonic() - begun
+        chosen_by, value = next(iter(metrics.items()))
+        loss = at.loss_sum / max(1, at.step)
+        at.history.append({"epoch": at.epoch + 1, "loss": loss} | metrics)
+        self._write_log(at.history[-1])
+        shown = ", ".join(f"{name} {number:.4f}" for name, number in metrics.items())
+        self._progress.say(f"{self._name} epoch {at.epoch + 1}: loss {loss:.4f}, {shown}")
+        better = value > at.best or at.best_epoch < 0
+        if better:
+            at.best, at.best_epoch = value, at.epoch
+        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        at.done = at.epoch >= config.epochs or at.epoch - at.best_epoch > config.patience + 1
+        if better:
+            self._save("best")
+        self._save("last")
+        plot_curves(self._log, self._directory / "curves.png", chosen_by)
+
+    def _write_log(self, values: dict[str, Any]) -> None:
+        at = self.position
+        line = {"epoch": at.epoch + 1, "step": at.step, "seconds": round(at.seconds, 2)} | values
+        with self._log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _Planned(TorchDataset[Batch]):
+    """The batches of a plan, by number."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: Sequence[NDArray[np.int64]],
+        keep_N: NDArray[np.bool_] | None,
+    ) -> None:
+        self._dataset, self._plan, self._keep_N = dataset, plan, keep_N
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._dataset.batch(self._plan[number], self._keep_N)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then one cosine for each restart and the first (Loshchilov & Hutter 2017)."""
+    warmup = round(config.warmup_share * steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    place = (step - warmup) / max(1, steps - warmup) * (config.restarts + 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * (place % 1.0)))
+    return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        ConfigError: torch does not know it or the machine does not have it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{device}' is not usable here: {error}") from error
+    return torch.device(device)
+
+
+def choose_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to multiply in bf16."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return has_native_bf16()
+
+
+def has_native_bf16() -> bool:
+    """Whether this processor multiplies bf16 natively (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with a decay of its own for matrices, embedding tables, and all else."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    named = list(model.parameters())
+    embeddings = [p for p in named if id(p) in tables]
+    matrices = [p for p in named if p.ndim > 1 and id(p) not in tables]
+    others = [p for p in named if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": embeddings, "weight_decay": config.embedding_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        fused=True,
+    )
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,189 @@
+"""Objectives: what each model is trained on and chosen by."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adrec.features.batches import Batch, Fields, to_device
+from adrec.features.dataset import Dataset
+from adrec.features.transforms import Encoded
+from adrec.metrics import auc, log_loss, recall_at_k
+from adrec.models.ranker import Ranker
+from adrec.models.two_tower import Pool, TwoTower
+
+_CHUNK_ADS = 65_536
+_VALID_ROWS = 8192
+
+
+class Objective(Protocol):
+    """A model with a loss to lower and a metric to raise."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model under training."""
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        """Loss of one batch; anything random is drawn from `rng`."""
+
+    def validate(self) -> Mapping[str, float]:
+        """Metrics on the validation period; the first one, higher is better, chooses the epoch."""
+
+
+class RankerObjective:
+    """All tasks on impressions; chosen by the mean AUC or log loss of the binary tasks."""
+
+    def __init__(
+        self,
+        model: Ranker,
+        dataset: Dataset,
+        *,
+        positive_weights: Sequence[float],
+        valid_requests: int,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self._dataset = dataset
+        self._positive_weights = positive_weights
+        self._requests = thin(dataset.requests("valid"), valid_requests)
+        self._device = device
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        """Weighted sum of the tasks' losses."""
+        del rng  # dropout draws from the loop's seed
+        return self.model.loss(batch, self.model.layout.task_weights, self._positive_weights)
+
+    def validate(self) -> Mapping[str, float]:
+        """AUC and log loss of each binary task, the first task's AUC in front."""
+        scores = score_impressions(self.model, self._dataset, self._requests, self._device)
+        labels = self._dataset.labels_NK[self._dataset.rows_of(self._requests)]
+        found: dict[str, float] = {}
+        for k, task in enumerate(self._dataset.features.schema.tasks):
+            if task.kind == "binary":
+                found[f"{task.name} AUC"] = auc(scores[:, k], labels[:, k])
+                found[f"{task.name} log loss"] = log_loss(scores[:, k], labels[:, k])
+        return found
+
+
+class TwoTowerObjective:
+    """Positives against sampled ads; chosen by recall of the validation period's clicked ads."""
+
+    def __init__(
+        self,
+        model: TwoTower,
+        dataset: Dataset,
+        *,
+        valid_requests: int,
+        device: torch.device,
+        recall_at: int = 100,
+    ) -> None:
+        self.model = model
+        self._dataset = dataset
+        self._device = device
+        self._recall_at = min(recall_at, max(1, len(dataset.catalogue) // 10))
+        self._share_A = torch.from_numpy(positive_share(dataset)).to(device)
+        self._offsets, self._targets, self._requests = clicked_ads(
+            dataset, dataset.requests("valid"), valid_requests
+        )
+
+    def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        """Both losses, with uniform ads drawn from the catalogue."""
+        catalogue = self._dataset.catalogue
+        rows = rng.integers(1, len(catalogue), self.model.config.uniform_negatives)
+        pool = Pool(torch.from_numpy(rows), Fields.of(catalogue.encoded.take(rows)))
+        return self.model.loss(batch, to_device(pool, self._device), self._share_A)
+
+    def validate(self) -> Mapping[str, float]:
+        """Share of clicked ads among the nearest of all ads, by brute force."""
+        ads = embed_ads(self.model, self._dataset.catalogue.encoded, self._device)
+        users = embed_requests(self.model, self._dataset, self._requests, self._device)
+        k = self._recall_at
+        ranked = np.concatenate(
+            [
+                torch.from_numpy(part @ ads[1:].T).topk(k).indices.numpy() + 1
+                for part in np.array_split(users, max(1, len(users) // 256))
+            ]
+        )
+        recall = recall_at_k(ranked, (self._offsets, self._targets), [k])
+        return {f"recall@{k}": float(recall[k])}
+
+
+def positive_share(dataset: Dataset) -> NDArray[np.float32]:
+    """Share of the training period's first-task positives that each ad row has, [A]."""
+    rows = dataset.rows_of(dataset.requests("train"))
+    counts = np.bincount(
+        dataset.ad_N[rows], weights=dataset.labels_NK[rows, 0] > 0, minlength=len(dataset.catalogue)
+    )
+    share: NDArray[np.float32] = (counts / max(counts.sum(), 1.0)).astype(np.float32)
+    return share
+
+
+def clicked_ads(
+    dataset: Dataset, requests: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Requests with a positive, thinned to `most`: offsets [Q+1], their ads, and which they are."""
+    owner = np.repeat(requests, dataset.slate_R[requests])
+    rows = np.arange(dataset.offset_R[requests[0]], dataset.offset_R[requests[-1] + 1])
+    hit = (dataset.labels_NK[rows, 0] > 0) & (dataset.ad_N[rows] != 0)
+    chosen = thin(np.unique(owner[hit]), most)
+    hit &= np.isin(owner, chosen)
+    counts = np.unique(owner[hit], return_counts=True)[1]
+    return np.append(0, np.cumsum(counts)), dataset.ad_N[rows[hit]].astype(np.int64), chosen
+
+
+def thin(requests: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` requests, evenly spread over time."""
+    if len(requests) <= most:
+        return requests
+    return requests[np.linspace(0, len(requests) - 1, most).astype(np.int64)]
+
+
+def score_impressions(
+    model: Ranker, dataset: Dataset, requests: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float64]:
+    """Uncalibrated predictions for the impressions of some requests, [rows, K]."""
+    found = []
+    with evaluating(model):
+        for batch in dataset.in_order(requests, _VALID_ROWS):
+            batch = to_device(batch, device)
+            scores = model.predict(model.prefix(batch.query), batch.candidates)
+            found.append(scores[batch.candidates.mask_BN].double().cpu().numpy())
+    return np.concatenate(found)
+
+
+def embed_ads(model: TwoTower, ads: Encoded, device: torch.device) -> NDArray[np.float32]:
+    """Vectors of all ads, [A, D]."""
+    with evaluating(model):
+        parts = np.split(np.arange(len(ads)), range(_CHUNK_ADS, len(ads), _CHUNK_ADS))
+        fields = (to_device(Fields.of(ads.take(part)), device) for part in parts)
+        return np.concatenate([model.ads(part).cpu().numpy() for part in fields])
+
+
+def embed_requests(
+    model: TwoTower, dataset: Dataset, requests: NDArray[np.int64], device: torch.device
+) -> NDArray[np.float32]:
+    """Vectors of some requests, [Q, D]."""
+    with evaluating(model):
+        parts = np.array_split(requests, max(1, len(requests) // 2048))
+        queries = (to_device(dataset.query(part), device) for part in parts)
+        return np.concatenate([model.users(query).cpu().numpy() for query in queries])
+
+
+class evaluating:  # noqa: N801 - a context manager, named like one
+    """Without dropout and without gradients; the model's mode is restored after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._was_training = self._model.training
+        self._model.eval()
+        self._inference = torch.inference_mode()
+        self._inference.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._inference.__exit__(None, None, None)
+        self._model.train(self._was_training)
