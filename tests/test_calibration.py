@@ -12,7 +12,10 @@ from hypothesis.extra import numpy as hnp
 from sklearn.linear_model import LogisticRegression
 
 from adrec import metrics
+from pydantic import ValidationError
+
 from adrec.calibration import (
+    Calibration,
     CLIP,
     IdentityCalibrator,
     IsotonicCalibrator,
@@ -22,7 +25,6 @@ from adrec.calibration import (
     ValueCalibrator,
     fit_calibrator,
     fit_value_calibrator,
-    parse_calibrator,
     undo_sampling,
 )
 from adrec.errors import ConfigError, DataError
@@ -101,7 +103,8 @@ def test_any_rows_give_a_monotone_probability_and_survive_json(
     assert (np.diff(applied) >= -1e-12).all()  # up to the rounding of log and exp
     assert applied.min() >= CLIP
     assert applied.max() <= 1 - CLIP
-    assert parse_calibrator(calibrator.model_dump_json()) == calibrator
+    kept = Calibration(tasks=(calibrator,))
+    assert Calibration.model_validate_json(kept.model_dump_json()) == kept
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])
@@ -231,8 +234,8 @@ def test_bad_input_is_refused() -> None:
     ],
 )
 def test_a_damaged_document_is_refused(document: str) -> None:
-    with pytest.raises(ConfigError, match="not a calibrator"):
-        parse_calibrator(document)
+    with pytest.raises(ValidationError):
+        Calibration.model_validate_json(f'{{"tasks": [{document}]}}')
 
 
 def test_a_calibrator_is_a_readable_document() -> None:

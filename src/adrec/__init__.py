@@ -1,1 +1,22 @@
-"""adrec: a two-stage ad recommender for one CPU machine."""
+"""adrec: a two-stage ad recommender for one CPU machine.
+
+from adrec import Recommender
+Recommender.load("runs/demo").recommend(user="17", k=10)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Recommender", "Request", "__version__"]
+
+if TYPE_CHECKING:
+    from adrec.recommender import Recommender, Request
+
+
+def __getattr__(name: str) -> Any:
+    """Load the recommender, and torch with it, only when it is asked for."""
+    if name in ("Recommender", "Request"):
+        from adrec import recommender
+
+        return getattr(recommender, name)
+    raise AttributeError(f"module 'adrec' has no attribute '{name}'")

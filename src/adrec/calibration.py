@@ -8,14 +8,16 @@ model, so a bundle stores it as JSON and a reader sees what it does.
 Shapes: N rows, K knots.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from adrec.errors import ConfigError, DataError
 from adrec.metrics import Floats, check_outcomes, check_values
+from adrec.schema import Strict
 
 Method: TypeAlias = Literal["identity", "platt", "temperature", "isotonic"]
 
@@ -23,8 +25,8 @@ CLIP = 1e-7  # no calibrated probability is nearer to 0 or 1 than this
 SLOPES = (0.01, 100.0)  # the range of 1 / temperature: scores worse than chance would turn over
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class _Model(Strict):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class IdentityCalibrator(_Model):
@@ -90,7 +92,8 @@ Calibrator: TypeAlias = Annotated[
 class ValueCalibrator(_Model):
     """Multiplies predicted values by one number, so that their sum is right."""
 
-    scale: float = Field(gt=0)
+    method: Literal["scale"] = "scale"
+    scale: float = Field(default=1.0, gt=0)
 
     def apply(self, values: npt.ArrayLike) -> Floats:
         """Returns scale × values, any shape, in the unit of the values."""
@@ -140,7 +143,7 @@ def fit_calibrator(
         labels: [N], 0 or 1; one class alone is allowed.
 
     Returns:
-        A frozen model; `model_dump_json` stores it, `parse_calibrator` reads it back.
+        A frozen model; `model_dump_json` stores it.
 
     Raises:
         ConfigError: an unknown method.
@@ -160,25 +163,6 @@ def fit_calibrator(
         case "isotonic":
             return _fit_isotonic(probability, label)
     raise ConfigError(f"calibration method is {method!r}; choose one of {get_args(Method)}")
-
-
-def parse_calibrator(document: str | bytes) -> Calibrator:
-    """Reads a calibrator back from the JSON that `model_dump_json` wrote.
-
-    Args:
-        document: one JSON object with a `method`.
-
-    Returns:
-        The calibrator, equal to the one that was stored.
-
-    Raises:
-        ConfigError: not JSON, an unknown method or key, or parameters out of range.
-    """
-    adapter: TypeAdapter[Calibrator] = TypeAdapter(Calibrator)
-    try:
-        return adapter.validate_json(document)
-    except ValidationError as error:
-        raise ConfigError(f"not a calibrator: {error}") from error
 
 
 def fit_value_calibrator(predictions: npt.ArrayLike, actuals: npt.ArrayLike) -> ValueCalibrator:
@@ -201,6 +185,75 @@ def fit_value_calibrator(predictions: npt.ArrayLike, actuals: npt.ArrayLike) -> 
             "above 0 to fit a scale (ValueCalibrator(scale=1.0) leaves values as they are)"
         )
     return ValueCalibrator(scale=actual / predicted)
+
+
+class Calibration(_Model):
+    """All corrections of a ranker's K tasks, in the order of the schema; the bundle keeps it.
+
+    Negatives are impressions without any outcome, of which a share r was kept in training. The
+    shift that this puts into the training data is the same for every task of a row, so each is
+    multiplied by Z = r / (1 - (1 - r) p), with p the first task's (click) training probability:
+    for the click itself that is `undo_sampling`.
+    """
+
+    negative_rate: float = Field(default=1.0, gt=0, le=1)
+    positive_weight: float = Field(default=1.0, gt=0)
+    tasks: tuple[Calibrator | ValueCalibrator, ...]
+
+    def apply(self, predictions: npt.ArrayLike) -> Floats:
+        """Calibrate predictions [..., K] as the ranker gives them."""
+        return self.calibrate(self.undo(predictions))
+
+    def undo(self, predictions: npt.ArrayLike) -> Floats:
+        """The arithmetic part: take back sampling and weights, [..., K]."""
+        undone = np.array(predictions, dtype=np.float64)
+        for k, task in enumerate(self.tasks):
+            if not isinstance(task, ValueCalibrator):
+                undone[..., k] = undo_sampling(undone[..., k], 1.0, self.positive_weight)
+        shift = self.negative_rate / (1 - (1 - self.negative_rate) * undone[..., :1])
+        shifted: Floats = undone * shift
+        return shifted
+
+    def calibrate(self, undone: Floats) -> Floats:
+        """The fitted part, [..., K]."""
+        columns = [task.apply(undone[..., k]) for k, task in enumerate(self.tasks)]
+        return np.stack(columns, axis=-1)
+
+
+def fit_calibration(
+    method: Method,
+    predictions_NK: npt.ArrayLike,
+    labels_NK: npt.ArrayLike,
+    kinds: Sequence[str],
+    *,
+    negative_rate: float,
+    positive_weight: float,
+) -> Calibration:
+    """Fit every task's calibrator on held-out rows.
+
+    Args:
+        method: for the binary tasks; a value task gets a scale.
+        predictions_NK: as the ranker gives them.
+        labels_NK: what happened.
+        kinds: binary or value, for each task.
+        negative_rate: share of negatives kept in training.
+        positive_weight: weight of positives in training.
+    """
+    labels = np.asarray(labels_NK, dtype=np.float64)
+    identity = [IdentityCalibrator() if kind == "binary" else ValueCalibrator() for kind in kinds]
+    plain = Calibration(
+        negative_rate=negative_rate, positive_weight=positive_weight, tasks=tuple(identity)
+    )
+    undone = plain.undo(predictions_NK)
+    fitted: list[Calibrator | ValueCalibrator] = []
+    for k, kind in enumerate(kinds):
+        if kind == "binary":
+            fitted.append(fit_calibrator(method, undone[:, k], labels[:, k]))
+        elif labels[:, k].any():
+            fitted.append(fit_value_calibrator(undone[:, k], labels[:, k]))
+        else:
+            fitted.append(ValueCalibrator())  # nothing was earned while held out: no scale to fit
+    return plain.model_copy(update={"tasks": tuple(fitted)})
 
 
 def _smoothed(labels: Floats) -> Floats:

@@ -30,6 +30,10 @@ BID_MICROS = "bid_micros"
 ID_COLUMNS = (USER_ID, AD_ID, TIMESTAMP_MS, REQUEST_ID, POSITION, PROPENSITY, BID_MICROS)
 
 
+_MS_PER_HOUR = 3_600_000
+_THURSDAY = 3  # weekday of 1970-01-01
+
+
 class Strict(BaseModel):
     """Base of every setting: frozen, unknown keys refused."""
 
@@ -93,8 +97,29 @@ class SequenceField(_Field):
     """How many of the most recent items are used."""
 
 
+class ClockField(_Field):
+    """The hour or the weekday (0: Monday) of a request, taken from its time, not from a column."""
+
+    kind: Literal["clock"]
+    role: Literal["context"] = "context"
+    part: Literal["hour", "weekday"]
+    utc_offset_hours: float = Field(default=0.0, ge=-14.0, le=14.0)
+    """Local time less UTC where the log comes from."""
+
+    @property
+    def values(self) -> int:
+        """Number of different values."""
+        return 24 if self.part == "hour" else 7
+
+    def at(self, time_ms: int) -> int:
+        """The value at a time in UTC milliseconds."""
+        hours = (time_ms + round(self.utc_offset_hours * _MS_PER_HOUR)) // _MS_PER_HOUR
+        return hours % 24 if self.part == "hour" else (hours // 24 + _THURSDAY) % 7
+
+
 AnyField = Annotated[
-    CategoricalField | NumericField | EmbeddingField | SequenceField, Field(discriminator="kind")
+    CategoricalField | NumericField | EmbeddingField | SequenceField | ClockField,
+    Field(discriminator="kind"),
 ]
 
 
@@ -241,6 +266,11 @@ class Schema(Strict):
     def click(self) -> Task:
         """The task that retrieval learns from and the auction multiplies a bid with: the first."""
         return self.tasks[0]
+
+    @property
+    def clocks(self) -> tuple[ClockField, ...]:
+        """Fields that are read from the time."""
+        return tuple(f for f in self.fields if f.kind == "clock")
 
     def table_of(self, field: AnyField) -> TableName:
         """The table that holds a field."""

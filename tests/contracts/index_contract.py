@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adrec.errors import BundleError, ConfigError, DataError
-from adrec.retrieval.index import AdIndex, Found, IndexConfig
+from adrec.retrieval.index import AdIndex, Found
+from adrec.retrieval.index_config import IndexConfig
 
 A, D, Q, K = 4_000, 33, 20, 50  # 32 unit-norm columns and a bias; 33 suits no SIMD width
 TOWER = "a" * 16

@@ -12,8 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from adrec.errors import BundleError, ConfigError
-from adrec.retrieval import index as module
-from adrec.retrieval.index import AdIndex, IndexConfig
+from adrec.retrieval.index import AdIndex
+from adrec.retrieval.index_config import IndexConfig, choose_kind, count_lists
 from contracts.index_contract import TOWER, AdIndexContract, clustered
 
 
@@ -52,19 +52,19 @@ class TestAuto(AdIndexContract):
 
 def test_auto_depends_on_the_catalogue_size():
     sizes = [1, 49_999, 50_000, 1_999_999, 2_000_000]
-    assert [module._kind(IndexConfig(), n) for n in sizes] == [
+    assert [choose_kind(IndexConfig(), n) for n in sizes] == [
         "exact", "exact", "ivf", "ivf", "ivfpq",
     ]  # fmt: skip
-    assert module._kind(IndexConfig(kind="hnsw"), 1) == "hnsw"
+    assert choose_kind(IndexConfig(kind="hnsw"), 1) == "hnsw"
 
 
 def test_automatic_lists_stay_within_what_can_be_trained():
     config = IndexConfig()
-    assert module._nlist(config, 1_000_000, 131_072) == 4_000  # 4 sqrt(1,000,000)
-    assert module._nlist(config, 9_000_000, 131_072) == 131_072 // 32  # < 4 sqrt(9M) = 12,000
-    assert module._nlist(config, 10**9, 10**9) == 65_536
-    assert module._nlist(config, 20, 20) == 1
-    assert module._nlist(IndexConfig(nlist=4096), 300, 300) == 300
+    assert count_lists(config, 1_000_000, 131_072) == 4_000  # 4 sqrt(1,000,000)
+    assert count_lists(config, 9_000_000, 131_072) == 131_072 // 32  # < 4 sqrt(9M) = 12,000
+    assert count_lists(config, 10**9, 10**9) == 65_536
+    assert count_lists(config, 20, 20) == 1
+    assert count_lists(IndexConfig(nlist=4096), 300, 300) == 300
 
 
 def test_pq_segments_must_divide():
@@ -160,7 +160,8 @@ def test_torch_and_faiss_share_a_process(imports: str):
     """Each brings its own OpenMP runtime; two threads, both used in turn, must not hang."""
     script = f"""{imports}
 import numpy as np
-from adrec.retrieval.index import AdIndex, IndexConfig
+from adrec.retrieval.index import AdIndex
+from adrec.retrieval.index_config import IndexConfig
 torch.set_num_threads(2)
 faiss.omp_set_num_threads(2)
 vectors = np.random.default_rng(0).normal(size=(2000, 32)).astype(np.float32)

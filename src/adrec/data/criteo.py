@@ -19,7 +19,8 @@ from pathlib import Path
 import polars as pl
 import xxhash
 
-from adrec.data.tables import Tables, reading, tables_from
+from adrec.data.files import reading
+from adrec.data.tables import Tables, tables_from
 from adrec.errors import ConfigError, DataError, Problem
 from adrec.schema import (
     AD_ID,

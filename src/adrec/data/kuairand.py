@@ -15,20 +15,18 @@ from pathlib import Path
 
 import polars as pl
 
-from adrec.data.tables import Tables, require_columns, scan_table, tables_from
+from adrec.data.files import scan_table
+from adrec.data.tables import Tables, require_columns, tables_from
 from adrec.schema import (
     AnyField,
     CategoricalField,
+    ClockField,
     CounterSpec,
     NumericField,
     Schema,
     SequenceField,
     Task,
 )
-
-_HOUR_MS = 3_600_000
-_UTC_PLUS_8_MS = 8 * _HOUR_MS
-_THURSDAY = 3  # 1970-01-01, counted from Monday = 0
 
 _USER_CATEGORIES = (
     "user_active_degree",
@@ -68,7 +66,7 @@ def open_kuairand(directory: Path) -> Tables:
     return tables_from(
         schema,
         {
-            "impressions": (impressions_file, _with_local_time(impressions)),
+            "impressions": (impressions_file, impressions),
             "users": (users_file, _with_histories(users, histories, impressions)),
             "ads": (videos_file, _with_video_properties(videos)),
         },
@@ -88,8 +86,8 @@ def kuairand_schema() -> Schema:
         NumericField(name="aspect_ratio", kind="numeric", role="ad"),
         NumericField(name="upload_day", kind="numeric", role="ad"),
         CategoricalField(name="tab", kind="categorical", role="context"),
-        CategoricalField(name="hour", kind="categorical", role="context"),
-        CategoricalField(name="weekday", kind="categorical", role="context"),
+        ClockField(name="hour", kind="clock", part="hour", utc_offset_hours=8),
+        ClockField(name="weekday", kind="clock", part="weekday", utc_offset_hours=8),
     ]
     return Schema(
         name="kuairand",
@@ -120,14 +118,6 @@ def kuairand_schema() -> Schema:
 def _history(name: str, *, grows_with: str | None, length: int) -> SequenceField:
     return SequenceField(
         name=name, kind="sequence", column=name, grows_with=grows_with, length=length
-    )
-
-
-def _with_local_time(impressions: pl.LazyFrame) -> pl.LazyFrame:
-    local_ms = pl.col("time_ms").cast(pl.Int64, strict=False) + _UTC_PLUS_8_MS
-    return impressions.with_columns(
-        hour=local_ms // _HOUR_MS % 24,
-        weekday=(local_ms // (24 * _HOUR_MS) + _THURSDAY) % 7,
     )
 
 

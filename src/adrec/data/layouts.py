@@ -6,10 +6,11 @@ from typing import Literal
 
 from adrec.data.criteo import FILES as CRITEO_FILES
 from adrec.data.criteo import open_criteo
+from adrec.data.files import SUFFIXES
 from adrec.data.kuairand import open_kuairand
 from adrec.data.movielens import open_movielens
 from adrec.data.open_bandit import open_open_bandit
-from adrec.data.tables import SUFFIXES, Tables, open_tables
+from adrec.data.tables import Tables, open_tables
 from adrec.errors import ConfigError, DataError, Problem
 from adrec.schema import Schema, load_schema, parse_schema
 
@@ -91,8 +92,8 @@ def detect_layout(directory: Path) -> Layout:
 
 def synthetic_schema() -> Schema:
     """The schema that the synthetic world is written with."""
-    text = files("adrec.data").joinpath("synthetic.yaml").read_text(encoding="utf-8")
-    return parse_schema(text, source="synthetic.yaml")
+    text = files("adrec.data.synthetic").joinpath("schema.yaml").read_text(encoding="utf-8")
+    return parse_schema(text, source="synthetic/schema.yaml")
 
 
 def _own_schema(directory: Path) -> Schema:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import polars as pl
 
-from adrec.data.tables import Tables, reading, require_columns, scan, tables_from
+from adrec.data.files import reading, scan
+from adrec.data.tables import Tables, require_columns, tables_from
 from adrec.errors import DataError, Problem
 from adrec.schema import (
     AnyField,

@@ -13,7 +13,8 @@ from typing import Literal
 
 import polars as pl
 
-from adrec.data.tables import Tables, require_columns, scan_table, tables_from
+from adrec.data.files import scan_table
+from adrec.data.tables import Tables, require_columns, tables_from
 from adrec.errors import DataError, Problem
 from adrec.schema import (
     AnyField,

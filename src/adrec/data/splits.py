@@ -1,14 +1,15 @@
 """Splits: train on the past, choose on what follows, test on what follows that. Never at random."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from adrec.data.tables import Tables, reading
+from adrec.data.files import reading
+from adrec.data.tables import Tables
 from adrec.errors import ConfigError
 from adrec.schema import TIMESTAMP_MS, Strict
 
@@ -34,6 +35,8 @@ class SplitConfig(Strict):
         times = [t for t in (self.valid_from, self.test_from, self.test_to) if t is not None]
         if sorted(times, key=_to_ms) != times:
             raise ValueError("valid_from, test_from and test_to must follow each other")
+        if self.valid_share + self.test_share >= 1.0:
+            raise ValueError("valid_share and test_share leave nothing to train on")
         return self
 
 
@@ -60,10 +63,15 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
             .to_series()
             .to_numpy()
         )
+    first, last = _date(times[0]), _date(times[-1])
     end_ms = int(times[-1]) + 1
     if config.test_to is not None:
         end_ms = min(end_ms, _to_ms(config.test_to))
         times = times[times < end_ms]
+        if not times.size:
+            raise ConfigError(
+                f"split: test_to is before the log, which runs from {first} to {last}"
+            )
     if config.valid_from is not None and config.test_from is not None:
         split = Split(_to_ms(config.valid_from), _to_ms(config.test_from), end_ms)
     else:
@@ -75,8 +83,7 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
     for name, rows in zip(("train", "valid", "test"), np.diff(bounds, prepend=0), strict=True):
         if rows == 0:
             raise ConfigError(
-                f"split: the {name} period has no impression; the log runs from "
-                f"{_date(times[0])} to {_date(times[-1])}"
+                f"split: the {name} period has no impression; the log runs from {first} to {last}"
             )
     return split
 
@@ -84,7 +91,7 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
 def _to_ms(time: datetime) -> int:
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
-    return int(time.timestamp() * 1000)
+    return (time - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
 
 
 def _date(time_ms: int) -> str:

@@ -152,8 +152,7 @@ class Counter:
         distinct, group = np.unique(np.concatenate([keys_N, late[:, 0]]), return_inverse=True)
         group = group.astype(np.int64)
         slots_U = self._slots_of(distinct)
-        fresh = self.as_of_ms[slots_U] == 0
-        age_U = np.where(fresh, 0, start - self.as_of_ms[slots_U]).astype(np.float64)
+        age_U = (start - self.as_of_ms[slots_U]).astype(np.float64)
         base_U = self.sums[slots_U] * self._decay(age_U)[..., None]
         groups_N = group[: len(keys_N)]
         result, final_U = base_U[groups_N], base_U.copy()

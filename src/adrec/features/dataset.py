@@ -7,7 +7,7 @@ the pass goes on, so memory does not grow with the log; `dataset.json` says what
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +16,20 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from adrec.data.splits import Split, SplitConfig, split_times
 from adrec.data.tables import Tables
-from adrec.errors import DataError
+from adrec.errors import ConfigError, DataError
 from adrec.features.batches import Batch, Fields, Query, candidates_of, history_items
 from adrec.features.state import Catalogue, Rows, State, load_encoded
 from adrec.features.transforms import Encoded, FeatureConfig, Features
 from adrec.progress import Progress
-from adrec.schema import TIMESTAMP_MS
+from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
 
 SplitName = Literal["train", "valid", "test"]
+
+_READ_ERRORS = (pl.exceptions.PolarsError, SafetensorError, ConfigError)
 
 
 def prepare(
@@ -60,9 +63,9 @@ def prepare(
     with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
         tested = False
         for frame in tables.chunks(chunk_rows):
-            kept = frame.filter(pl.col(TIMESTAMP_MS) < times.end_ms)
-            before = kept.filter(pl.col(TIMESTAMP_MS) < times.test_from_ms)
-            for part in (before, kept[before.height :]):
+            asked_ms = _request_times(frame, tables.schema)
+            test, end = np.searchsorted(asked_ms, [times.test_from_ms, times.end_ms]).tolist()
+            for part in (frame[:test], frame[test:end]):
                 if not part.height:
                     continue
                 if not tested and part[TIMESTAMP_MS][0] >= times.test_from_ms:
@@ -81,6 +84,14 @@ def prepare(
     if unknown:
         progress.say(f"left out: {unknown:,} impressions of ads that the ads table does not have")
     return Dataset(directory)
+
+
+def _request_times(frame: pl.DataFrame, schema: Schema) -> NDArray[np.int64]:
+    """When the request of each row came: the time of its first row, [N] ascending."""
+    time = pl.col(TIMESTAMP_MS)
+    if schema.request_id is not None:
+        time = time.first().over(REQUEST_ID)
+    return frame.select(time).to_series().to_numpy()
 
 
 @dataclass(frozen=True)
@@ -148,27 +159,23 @@ class Dataset:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        try:
-            content = json.loads((directory / "dataset.json").read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{directory} is not a prepared dataset; make one with `adrec prepare`"
-            ) from error
-        specs = {name: ArraySpec(**spec) for name, spec in content["arrays"].items()}
-        arrays = {name: _map_array(directory / f"{name}.bin", s) for name, s in specs.items()}
-        self.split = Split(**content["split"])
-        self.features = Features.load(directory / "features")
-        self.catalogue = Catalogue.load(directory)
         self._static: Encoded | None = None
-        self.user_R, self.time_ms_R = arrays["user"], arrays["time_ms"]
-        self.request = Encoded(arrays["request_categorical"], arrays["request_dense"])
-        self.histories = tuple(
-            (arrays[f"history_{i}"], arrays[f"gap_{i}"])
-            for i in range(len(self.features.schema.sequences))
-        )
-        self.slate_R, self.ad_N = arrays["slate"], arrays["ad"]
-        self.counters_NC, self.labels_NK = arrays["counters"], arrays["labels"]
-        self.position_N, self.propensity_N = arrays["position"], arrays["propensity"]
+        with _whole(directory):
+            content = json.loads((directory / "dataset.json").read_text())
+            specs = {name: ArraySpec(**spec) for name, spec in content["arrays"].items()}
+            arrays = {name: _map_array(directory / f"{name}.bin", s) for name, s in specs.items()}
+            self.split = Split(**content["split"])
+            self.features = Features.load(directory / "features")
+            self.catalogue = Catalogue.load(directory)
+            self.user_R, self.time_ms_R = arrays["user"], arrays["time_ms"]
+            self.request = Encoded(arrays["request_categorical"], arrays["request_dense"])
+            self.histories = tuple(
+                (arrays[f"history_{i}"], arrays[f"gap_{i}"])
+                for i in range(len(self.features.schema.sequences))
+            )
+            self.slate_R, self.ad_N = arrays["slate"], arrays["ad"]
+            self.counters_NC, self.labels_NK = arrays["counters"], arrays["labels"]
+            self.position_N, self.propensity_N = arrays["position"], arrays["propensity"]
         self.offset_R = np.concatenate([[0], np.cumsum(self.slate_R)])
 
     def __len__(self) -> int:
@@ -179,13 +186,15 @@ class Dataset:
     def static(self) -> Encoded:
         """Encoded fields of the users in the table of users; row 0 for all others."""
         if self._static is None:
-            self._static = load_encoded(self.directory / "state" / "users.safetensors")
+            with _whole(self.directory):
+                self._static = load_encoded(self.directory / "state" / "users.safetensors")
         return self._static
 
     def state(self, when: Literal["test", "end"]) -> State:
         """What was known at the start of the test period, or at the end of the log."""
         folder = self.directory / ("state_at_test" if when == "test" else "state")
-        return State.load(folder, self.features, self.catalogue)
+        with _whole(self.directory):
+            return State.load(folder, self.features, self.catalogue)
 
     def requests(self, split: SplitName) -> NDArray[np.int64]:
         """Requests of a period, in time order."""
@@ -206,6 +215,11 @@ class Dataset:
         rows: NDArray[np.int64] = first + np.arange(int(slates.sum()))
         known: NDArray[np.int64] = rows[self.ad_N[rows] != 0]
         return known
+
+    def shown_once(self) -> float:
+        """Share of the ads that have exactly one impression in the log."""
+        shown = np.bincount(self.ad_N, minlength=len(self.catalogue))[1:]
+        return float((shown == 1).mean())
 
     def query(self, requests_B: NDArray[np.int64]) -> Query:
         """What a model is told of some requests."""
@@ -260,12 +274,20 @@ def cut(
     return [part for part in np.split(requests, marks) if len(part)]
 
 
+@contextmanager
+def _whole(directory: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with the files of a dataset into a DataError."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, *_READ_ERRORS) as error:
+        raise DataError(
+            f"{directory} is not a prepared dataset, or it is damaged ({type(error).__name__}: "
+            f"{error}); make it again with `adrec prepare`"
+        ) from error
+
+
 def _map_array(path: Path, spec: ArraySpec) -> NDArray[Any]:
     shape = tuple(spec.shape)
     if not int(np.prod(shape)):
         return np.zeros(shape, spec.dtype)
-    try:
-        array: NDArray[Any] = np.memmap(path, dtype=spec.dtype, mode="r", shape=shape)
-        return array
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged; make it again with `adrec prepare`") from error
+    return np.memmap(path, dtype=spec.dtype, mode="r", shape=shape)

@@ -6,15 +6,22 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adrec.errors import DataError
+
 
 class Directory:
-    """Ids and their rows, from 1 in the order they were added."""
+    """Ids and their rows, from 1 in the order they were added.
+
+    Raises:
+        DataError: an id is given twice.
+    """
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self._ids: list[str] = [""]
         self._rows: dict[str, int] = {}
-        for key in ids:
-            self.add(key)
+        for row, key in enumerate(ids, start=1):
+            if self.add(key) != row:
+                raise DataError(f"id '{key}' stands in its table twice; keep one row an id")
 
     def __len__(self) -> int:
         """Number of rows, row 0 included."""

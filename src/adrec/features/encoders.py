@@ -13,7 +13,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from adrec.data.tables import as_text
+from adrec.data.parsing import as_text
 from adrec.errors import RequestError
 from adrec.schema import Strict
 
@@ -46,10 +46,16 @@ class Vocabulary(Strict):
         return pl.Enum(self.values)
 
     def _bucket(self, text: str) -> int:
-        return 1 + xxhash.xxh64_intdigest(text.encode()) % self.buckets
+        return 1 + xxhash.xxh64_intdigest(text.encode(errors="surrogatepass")) % self.buckets
 
     def encode(self, value: Any) -> int:
-        """Code of one value."""
+        """Code of one value.
+
+        Raises:
+            RequestError: a list or an object.
+        """
+        if not (value is None or isinstance(value, str | int | float)):
+            raise RequestError(f"field '{self.name}': {value!r} is not a single value; send one")
         text = as_text(value)
         if text is None:
             return 0
@@ -120,7 +126,7 @@ class NumericEncoder(Strict):
             return self.encode_column(np.array([np.nan])).reshape(-1)
         try:
             number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise RequestError(
                 f"field '{self.name}': {value!r} is not a number; send a number or leave it out"
             ) from error
@@ -128,7 +134,8 @@ class NumericEncoder(Strict):
 
     def encode_column(self, values_N: NDArray[np.floating]) -> NDArray[np.float32]:
         """A column, NaN where missing, [N, 3]."""
-        values = np.asarray(values_N, np.float32).astype(np.float64)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, hence missing, in a table
+            values = np.asarray(values_N, np.float32).astype(np.float64)
         missing = ~np.isfinite(values)
         values = np.where(missing, 0.0, values)
         out_N3 = np.zeros((len(values), 3), np.float32)
@@ -151,7 +158,7 @@ def fit_numeric(name: str, values_N: NDArray[np.floating]) -> NumericEncoder:
     return NumericEncoder(
         name=name,
         log_mean=float(logs.mean()),
-        log_std=float(logs.std()) or 1.0,
+        log_std=float(logs.std()) if len(np.unique(values)) > 1 else 1.0,
         knots=tuple(float(knot) for knot in knots),
     )
 
@@ -177,7 +184,8 @@ class EmbeddingEncoder(Strict):
         if value is None:
             return self.encode_column([None]).reshape(-1)
         try:
-            vector = np.asarray(value, np.float32)
+            with np.errstate(over="ignore"):
+                vector = np.asarray(value, np.float32)
         except (TypeError, ValueError) as error:
             raise RequestError(f"field '{self.name}': not a vector of numbers") from error
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
@@ -192,9 +200,8 @@ class EmbeddingEncoder(Strict):
         """A column of vectors, [N, dim + 1]."""
         if isinstance(vectors_N, pl.Series):
             missing = vectors_N.is_null().to_numpy()
-            zeros = pl.Series([[0.0] * self.dim], dtype=pl.Array(pl.Float32, self.dim))
-            filled = vectors_N.fill_null(zeros[0]) if missing.any() else vectors_N
-            values = np.array(filled.to_numpy(), np.float32).reshape(-1, self.dim)
+            values = np.zeros((len(vectors_N), self.dim), np.float32)
+            values[~missing] = vectors_N.drop_nulls().to_numpy().reshape(-1, self.dim)
         else:
             missing = np.array([vector is None for vector in vectors_N])
             empty = np.zeros(self.dim, np.float32)
@@ -208,7 +215,7 @@ class EmbeddingEncoder(Strict):
 def fit_embedding(name: str, dim: int, vectors: pl.Series) -> EmbeddingEncoder:
     """Fit the scale on a sample of training vectors."""
     present = vectors.drop_nulls()
-    square = float(np.square(present.to_numpy()).mean()) if len(present) else 0.0
+    square = float(np.square(present.to_numpy(), dtype=np.float64).mean()) if len(present) else 0.0
     return EmbeddingEncoder(name=name, dim=dim, scale=1.0 / float(np.sqrt(square)) if square else 1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adrec.features.past import count_strictly_before, order_events
+from adrec.features.past import count_strictly_before
 
 UNKNOWN_MS = -1
 """Time of an item whose time the log does not tell."""
@@ -104,7 +104,8 @@ class History:
         distinct, group = np.unique(np.concatenate([users_N, event_users]), return_inverse=True)
         self._make_room(int(distinct[-1]))
         event_group = group[len(users_N) :].astype(np.int64)
-        order = order_events(event_group, event_ms + self.delay_ms)
+        # As in the heap of `observe`, what is known at the same instant stands in order of ad.
+        order = np.lexsort((event_ads, event_ms, event_group))
         pool = _Pool(
             group=event_group[order],
             known_at_ms=(event_ms + self.delay_ms)[order],

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from adrec.errors import DataError
 
-_TIME_BITS = 42  # 139 years of milliseconds; leaves 2M groups a chunk of rows
+_BITS = 63  # of an int64 without its sign: a group and a time side by side
+_MS_PER_YEAR = 365.25 * 24 * 3_600_000
 
 
 def order_events(
@@ -35,14 +36,18 @@ def count_strictly_before(
         [Q] counts: the events of a query's own group end just before this position.
 
     Raises:
-        DataError: times so far apart that they do not fit beside the groups.
+        DataError: times so far apart that they do not fit beside the groups (139 years and two
+            million groups do).
     """
     if not event_groups_E.size or not query_groups_Q.size:
         return np.zeros(query_groups_Q.size, np.int64)
     start = min(int(known_at_ms_E.min()), int(query_ms_Q.min()))
     end = max(int(known_at_ms_E.max()), int(query_ms_Q.max()))
-    if end - start >= 1 << _TIME_BITS:
-        raise DataError("Times span more than 139 years; is timestamp_unit right?")
-    events = (event_groups_E << _TIME_BITS) | (known_at_ms_E - start)
-    queries = (query_groups_Q << _TIME_BITS) | (query_ms_Q - start)
+    bits = (end - start).bit_length()
+    groups = max(int(event_groups_E.max()), int(query_groups_Q.max()))
+    if bits + groups.bit_length() > _BITS:
+        years = (end - start) / _MS_PER_YEAR
+        raise DataError(f"Times span {years:,.0f} years; is timestamp_unit right?")
+    events = (event_groups_E << bits) | (known_at_ms_E - start)
+    queries = (query_groups_Q << bits) | (query_ms_Q - start)
     return np.searchsorted(events, queries, side="left")

@@ -15,7 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from adrec.data.tables import as_text, times_column
+from adrec.data.parsing import as_text
+from adrec.data.tables import times_column
 from adrec.errors import RequestError
 from adrec.features.batches import Fields, HistoryItems, Query, gaps, history_items
 from adrec.features.counters import Counter, counter_features, outcomes
@@ -34,6 +35,7 @@ from adrec.schema import (
 )
 
 _MS_PER_HOUR = 3_600_000.0
+_ROW = "adrec:row"  # no field's name
 _KEY_BITS = 31  # of the second column of a counter's key
 
 
@@ -105,9 +107,12 @@ class Visitor:
     """One request in numbers: who asks, when, and with what."""
 
     user: int
+    """Row of the user; 0 before the first impression of a new one."""
     at_ms: int
     static: Encoded
     request: Encoded
+    user_id: str = ""
+    """Under which a new user is remembered; '' for nobody."""
 
 
 class State:
@@ -168,7 +173,7 @@ class State:
             first = np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
         slates = np.diff(np.append(first, rows))
         times = np.repeat(times[first], slates)  # what was known when the request came
-        encoded = self.features.request.encode_frame(frame[first])
+        encoded = self.features.encode_requests(frame[first])
         labels = frame.select(task.name for task in schema.tasks).to_numpy().astype(np.float32)
         static = self.static.take(self._known(users))
         of_row = np.repeat(np.arange(len(first)), slates)
@@ -219,13 +224,15 @@ class State:
             RequestError: a field that the schema does not have, or a value that does not fit it.
         """
         _require_known(context, self.features.request.encoders, "context")
-        row = self.users.row(as_text(user) or "")
+        user_id = as_text(user) or "" if self.schema.user_id is not None else ""
+        row = self.users.row(user_id)
         if profile is None:
             static = self.static.take(self._known(np.array([row])))
         else:
             _require_known(profile, self.features.user.encoders, "user")
-            static = self.features.user.encode(profile)
-        return Visitor(row, at_ms, static, self.features.request.encode(context))
+            static = self.features.user.encode({**profile, USER_ID: user})
+        request = self.features.encode_request({**context, USER_ID: user}, at_ms)
+        return Visitor(row, at_ms, static, request, user_id)
 
     def query(self, visitor: Visitor) -> Query:
         """What a model is told of one request: B is 1."""
@@ -252,17 +259,19 @@ class State:
         return self._join(seen, rows)
 
     def observe(self, visitor: Visitor, ad: int, labels_K: Sequence[float]) -> None:
-        """Take in one impression and its outcomes."""
+        """Take in one impression and its outcomes. A new user is known from then on."""
+        user = self.users.add(visitor.user_id) if visitor.user_id else visitor.user
         ads = np.array([ad])
-        users = np.array([visitor.user])
+        users = np.array([user])
         summed = outcomes(np.array([labels_K], np.float32), self.schema.tasks)[0]
         keys = self._keys(users, visitor.static, visitor.request, ads)
-        for counter, key in zip(self.counters_of, keys, strict=True):
-            counter.observe(int(key[0]), visitor.at_ms, summed)
+        for spec, counter, key in zip(self.schema.counters, self.counters_of, keys, strict=True):
+            if user or USER_ID not in spec.columns:  # nobody has no past
+                counter.observe(int(key[0]), visitor.at_ms, summed)
         names = [task.name for task in self.schema.tasks]
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
             if ad and field.grows_with and labels_K[names.index(field.grows_with)] > 0:
-                history.observe(visitor.user, ad, visitor.at_ms)
+                history.observe(user, ad, visitor.at_ms)
 
     def history_ads(self, visitor: Visitor) -> NDArray[np.int32]:
         """Ads in any history of the one who asks."""
@@ -355,13 +364,13 @@ def load_encoded(path: Path) -> Encoded:
 
 def _start_history(history: History, name: str, users: pl.DataFrame, ads: Directory) -> None:
     """Histories from the table of users: list columns of ads and, where known, of times."""
-    filled = users.with_row_index("row", offset=1).filter(pl.col(name).list.len() > 0)
+    filled = users.with_row_index(_ROW, offset=1).filter(pl.col(name).list.len() > 0)
     rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
     times = np.full(len(rows), UNKNOWN_MS, np.int64)
     if times_column(name) in users.columns:
         times = filled[times_column(name)].explode().fill_null(UNKNOWN_MS).to_numpy()
     ends = np.cumsum(filled[name].list.len().to_numpy().astype(np.int64))
-    for user, start, end in zip(filled["row"], np.append(0, ends[:-1]), ends, strict=True):
+    for user, start, end in zip(filled[_ROW], np.append(0, ends[:-1]), ends, strict=True):
         items, items_ms = rows[start:end], times[start:end]
         known = items != 0
         history.start(user, items[known], items_ms[known])

@@ -16,7 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
 
-from adrec.data.tables import Tables, reading
+from adrec.data.files import reading
+from adrec.data.tables import Tables
 from adrec.errors import DataError
 from adrec.features.encoders import (
     EmbeddingEncoder,
@@ -33,12 +34,15 @@ from adrec.schema import (
     USER_ID,
     AnyField,
     CategoricalField,
+    ClockField,
     Schema,
     Strict,
     load_schema,
 )
 
 Encoder = Vocabulary | NumericEncoder | EmbeddingEncoder
+
+_COUNT = "adrec:count"  # no field's name
 
 
 class FeatureConfig(Strict):
@@ -236,6 +240,7 @@ class Features:
         fit = _Fit(tables, train, config, summary["rows"])
         groups = [field for group in _groups(schema, config) for field in group]
         vocabularies = {f.name: fit.vocabulary(f) for f in groups if f.kind == "categorical"}
+        vocabularies |= {f.name: _clock_vocabulary(f) for f in schema.clocks}
         fitted = _Fitted(
             config=config,
             positions=int(summary["positions"]),
@@ -247,6 +252,24 @@ class Features:
             train_rows=summary["rows"],
         )
         return cls(schema, fitted, vocabularies)
+
+    def encode_requests(self, frame: pl.DataFrame) -> Encoded:
+        """Encode the requests' fields of a table that has one row a request."""
+        times = frame[TIMESTAMP_MS].to_list() if self.schema.clocks else []
+        clocks = {
+            clock.name: pl.Series([str(clock.at(time_ms)) for time_ms in times], dtype=pl.String)
+            for clock in self.schema.clocks
+        }
+        return self.request.encode_frame(frame.with_columns(**clocks))
+
+    def encode_request(self, values: Mapping[str, Any], at_ms: int) -> Encoded:
+        """Encode one request from raw values by field name; what is absent is missing.
+
+        Raises:
+            RequestError: a value that does not fit its field.
+        """
+        clocks = {clock.name: clock.at(at_ms) for clock in self.schema.clocks}
+        return self.request.encode({**values, **clocks})
 
     def save(self, directory: Path) -> None:
         """Write `schema.yaml`, `features.json` and `vocabularies.parquet`."""
@@ -271,6 +294,12 @@ class Features:
             for name, buckets in fitted.buckets.items()
         }
         return cls(schema, fitted, vocabularies)
+
+
+def _clock_vocabulary(clock: ClockField) -> Vocabulary:
+    return Vocabulary(
+        name=clock.name, values=tuple(str(value) for value in range(clock.values)), buckets=1
+    )
 
 
 def _groups(
@@ -316,9 +345,9 @@ class _Fit:
         self._users = tables.user_frame()
         self._ads = tables.ad_frame()
         with reading(tables.impressions.file):
-            self._shown = train.group_by(AD_ID).len("count").collect(engine="streaming")
+            self._shown = train.group_by(AD_ID).len(_COUNT).collect(engine="streaming")
             self._active = (
-                train.group_by(USER_ID).len("count").collect(engine="streaming")
+                train.group_by(USER_ID).len(_COUNT).collect(engine="streaming")
                 if tables.schema.user_id is not None
                 else None
             )
@@ -335,7 +364,7 @@ class _Fit:
     def vocabulary(self, field: CategoricalField) -> Vocabulary:
         """Codes by number of training impressions."""
         if field.name == USER_ID and self._active is not None:
-            counts = self._active.rename({USER_ID: "value"})
+            counts = self._active.rename({USER_ID: "value", _COUNT: "count"})
         else:
             things = self._things(field)
             if things is None:
@@ -347,7 +376,7 @@ class _Fit:
                     )
             else:
                 counts = things.group_by(pl.col(field.name).alias("value")).agg(
-                    pl.col("count").fill_null(0).sum()
+                    pl.col(_COUNT).sum().alias("count")
                 )
         return fit_vocabulary(
             field.name,
@@ -361,12 +390,12 @@ class _Fit:
         field = next(f for f in self._tables.schema.fields if f.name == name)
         things = self._things(field)
         if things is not None:
-            return things[name]
+            return things.drop_nulls(_COUNT)[name]
         with reading(self._tables.impressions.file):
             return self._train.select(pl.col(name).gather_every(self._step)).collect().to_series()
 
     def numeric(self, name: str) -> NumericEncoder:
-        """Mean, spread and quantiles; each user or ad counts once."""
+        """Mean, spread and quantiles; each user or ad of the training rows counts once."""
         return fit_numeric(name, self._sample(name).cast(pl.Float64).to_numpy())
 
     def embedding(self, field: AnyField) -> EmbeddingEncoder:

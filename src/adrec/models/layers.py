@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adrec.features.batches import UNKNOWN_GAP, Fields
 
@@ -27,8 +28,10 @@ class FieldEncoder(nn.Module):
         starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
         self.register_buffer("starts_F", starts[:-1], persistent=False)
         self.table = nn.Embedding(max(1, int(starts[-1])), embedding_dim)
-        nn.init.normal_(self.table.weight, std=0.05)
         self.starts_F: Tensor
+        nn.init.normal_(self.table.weight, std=0.05)
+        with torch.no_grad():  # a value that is never missing in training stays neutral if it is
+            self.table.weight[self.starts_F] = 0.0
 
     def forward(self, fields: Fields) -> Tensor:
         """Encode fields [..., F] and [..., D] to [..., width]."""
@@ -51,12 +54,32 @@ class GapEmbedding(nn.Module):
         return vectors
 
 
+class Dropout(nn.Module):
+    """Dropout that draws 16 random bits a unit, in a quarter of the time that nn.Dropout takes.
+
+    On a CPU nn.Dropout draws a double for each unit, which was a sixth of a step of the ranker.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self._dropped_below = min(round(share * 2**16), 2**16 - 1) - 2**15
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of the units of x [...] in training, and scale the others to make up."""
+        if not self.training or self.share == 0.0:
+            return x
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+        bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view(x.shape)
+        return x * (bits >= self._dropped_below).to(x.dtype).mul_(1 / (1 - self.share))
+
+
 def mlp(widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers with GELU and dropout between, none after the last."""
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths)):
         if i:
-            layers += [nn.GELU(), nn.Dropout(dropout)]
+            layers += [nn.GELU(), Dropout(dropout)]
         layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)
 
@@ -115,7 +138,7 @@ class SharedPrefixBlock(nn.Module):
         self.feed = nn.Sequential(
             nn.Linear(dim, feed_forward), nn.GELU(), nn.Linear(feed_forward, dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def prefix(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the prefix; also its keys and values, each [B, H, T, D/H], for candidates."""
@@ -123,6 +146,15 @@ class SharedPrefixBlock(nn.Module):
         scores = (q @ k.transpose(-1, -2)).float() * self.scale
         weights = masked_softmax(scores, mask_BT[:, None, None, :], dim=-1)
         return self._rest(x_BTD, weights.to(v.dtype) @ v), k, v
+
+    def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `prefix`, without advancing it: all that the last block needs of it."""
+        dim = x_BTD.shape[-1]
+        keys_values = functional.linear(
+            self.norm_attention(x_BTD), self.qkv.weight[dim:], self.qkv.bias[dim:]
+        )
+        k, v = self._heads(keys_values, 2)
+        return k, v
 
     def candidates(self, x_BND: Tensor, k: Tensor, v: Tensor, mask_BT: Tensor) -> Tensor:
         """Advance candidates that read the prefix's keys and values and themselves."""
@@ -137,10 +169,14 @@ class SharedPrefixBlock(nn.Module):
 
     def _split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, N, D/H]."""
-        batch, count, dim = x_BND.shape
-        qkv = self.qkv(self.norm_attention(x_BND))
-        qkv = qkv.view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        return qkv[0], qkv[1], qkv[2]
+        q, k, v = self._heads(self.qkv(self.norm_attention(x_BND)), 3)
+        return q, k, v
+
+    def _heads(self, joined: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[B, N, parts * D] as `parts` tensors [B, H, N, D/H]."""
+        batch, count, width = joined.shape
+        split = joined.view(batch, count, parts, self.heads, width // parts // self.heads)
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _rest(self, x_BND: Tensor, attended: Tensor) -> Tensor:
         x_BND = x_BND + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))

@@ -131,10 +131,14 @@ class Ranker(nn.Module):
         pooled = (x_BTD[:, self.config.field_tokens :] * past).sum(1) / past.sum(1).clamp(min=1)
         summary_BD = self.request_cross(known) + self.history_cross(pooled)
         keys, values = [], []
-        for block in self.blocks:
+        *before, last = self.blocks
+        for block in before:
             x_BTD, k, v = block.prefix(x_BTD, mask_BT)
             keys.append(k)
             values.append(v)
+        k, v = last.keys_values(x_BTD)  # the prefix goes no further
+        keys.append(k)
+        values.append(v)
         return Prefix(tuple(keys), tuple(values), mask_BT, summary_BD)
 
     def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:

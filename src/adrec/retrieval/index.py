@@ -23,73 +23,37 @@ from typing import Any, Literal, NamedTuple, Self
 
 import faiss as _typed_faiss
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from adrec.errors import BundleError, ConfigError, DataError
+from adrec.retrieval.index_config import (
+    LANES,
+    IndexConfig,
+    Kind,
+    choose_kind,
+    count_lists,
+    count_probes,
+    describe,
+)
+from adrec.retrieval.inputs import (
+    CHUNK_ROWS,
+    Bools,
+    Floats,
+    Ints,
+    check_ads,
+    check_queries,
+    check_vectors,
+    widen,
+)
+from adrec.schema import Strict
 
 faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
 
-Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
-_EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
-_IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
-_ROWS_PER_LIST = 32  # training rows a centroid; FAISS would like 39, but k-means is most of a build
 _CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
-_LANES = 16  # SQ8 decodes 16 numbers at a time; at other widths it is ten times slower
-_CHUNK_ROWS = 65_536  # bounds the copies made while checking and adding
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 
 _log = logging.getLogger(__name__)
-
-
-class IndexConfig(BaseModel):
-    """How to index a catalogue.
-
-    Attributes:
-        kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
-            section IV); "ivfpq" reads compressed codes in those lists and rescores the best
-            (Jégou 2011; Johnson 2017); "hnsw" walks a neighbour graph (Malkov 2016): fastest to
-            answer, slowest to build, weakest under narrow filters. "auto" takes exact below
-            50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
-            all vectors in memory) and ivfpq beyond (about a third of the memory).
-        nlist: lists of ivf and ivfpq, 1 to 1,048,576; never more than there are training rows.
-            None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
-        nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
-        pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
-            or D rounded up to a multiple of 16. None: half of the latter (2 bits a number).
-        refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
-        refine_store: what ivfpq rescores with: "sq8" (1 byte a number) or "float32" (4 bytes).
-        hnsw_links: M, neighbours an ad keeps in each layer of the graph, 2 to 256.
-        ef_construction: candidates weighed while placing an ad in the graph, 1 to 10,000.
-        ef_search: candidates that an hnsw search keeps, 1 to 100,000; never fewer than K.
-        max_widening: a filter that lets a fraction f of the ads pass makes a search visit 1/f as
-            many lists or candidates, so that it weighs as many allowed ads as without the filter,
-            but at most this many times more; 1 to 1,000.
-        train_rows: most ads that centroids and codes are trained on, 256 to 100,000,000.
-        seed: for sampling and clustering, 0 to 2^31 - 1. The same seed and threads give the same
-            index, except that hnsw built by several threads depends on their timing.
-        device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"
-    nlist: int | None = Field(default=None, ge=1, le=1_048_576)
-    nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
-    pq_segments: int | None = Field(default=None, ge=1, le=65_536)
-    refine_factor: float = Field(default=4.0, ge=1.0, le=100.0)
-    refine_store: Literal["sq8", "float32"] = "sq8"
-    hnsw_links: int = Field(default=32, ge=2, le=256)
-    ef_construction: int = Field(default=200, ge=1, le=10_000)
-    ef_search: int = Field(default=256, ge=1, le=100_000)
-    max_widening: float = Field(default=8.0, ge=1.0, le=1_000.0)
-    train_rows: int = Field(default=131_072, ge=256, le=100_000_000)
-    seed: int = Field(default=0, ge=0, le=2**31 - 1)
-    device: Literal["cpu", "auto"] = "cpu"
 
 
 class Found(NamedTuple):
@@ -117,7 +81,7 @@ class AdIndex:
         self._core, self._ads = core, ads
         self._rows = int(core.ntotal if ads is None else ads.max() + 1)
         self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
-        self._nprobe = _nprobe(config, self._ivf.nlist) if self._ivf else 0
+        self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
         self._gpu_lock = threading.Lock()  # FAISS on a GPU takes one caller at a time
         self._gpu = self._copy_to_gpu()
 
@@ -145,27 +109,25 @@ class AdIndex:
             DataError: the vectors or ids are empty, of a wrong type or shape, or not finite.
             ConfigError: `pq_segments` does not divide D, or `threads` is below 1.
         """
-        vectors = _checked_vectors(vectors)
+        vectors = check_vectors(vectors)
         n, dim = vectors.shape
-        ads = _checked_ads(ads, n)
-        kind = _kind(config, n)
+        ads = check_ads(ads, n)
+        kind = choose_kind(config, n)
         rows = np.arange(n)
         if n > config.train_rows:
             rows = np.sort(
                 np.random.default_rng(config.seed).choice(n, config.train_rows, replace=False)
             )
-        nlist = _nlist(config, n, len(rows))
-        core = faiss.index_factory(
-            *_description(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT
-        )
+        nlist = count_lists(config, n, len(rows))
+        core = faiss.index_factory(*describe(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT)
         _seed(core, kind, config)
         with _openmp_threads(threads):
             if not core.is_trained:
                 if len(rows) < _CENTROIDS:  # repeat a tiny catalogue rather than refuse it
                     rows = np.resize(rows, _CENTROIDS)
-                core.train(_widened(vectors[rows], core.d))
-            for start in range(0, n, _CHUNK_ROWS):
-                core.add(_widened(vectors[start : start + _CHUNK_ROWS], core.d))
+                core.train(widen(vectors[rows], core.d))
+            for start in range(0, n, CHUNK_ROWS):
+                core.add(widen(vectors[start : start + CHUNK_ROWS], core.d))
         return cls(core, ads, kind, dim, tower, config)
 
     def search(
@@ -191,7 +153,7 @@ class AdIndex:
             DataError: queries or mask of a wrong type or shape, or queries not finite.
             ConfigError: k is below 1.
         """
-        queries = self._checked_queries(queries)
+        queries = widen(check_queries(queries, self.dim), self._core.d)
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 result a query")
         selector, n_allowed = self._selector(allowed)
@@ -251,7 +213,7 @@ class AdIndex:
             core = faiss.downcast_index(whole.index)
             whole.own_fields = False  # the wrapper dies here; what it wrapped is ours now
             core.this.own(True)
-        if core.ntotal != about.ads or not 0 <= core.d - about.dim < _LANES:
+        if core.ntotal != about.ads or not 0 <= core.d - about.dim < LANES:
             raise BundleError(
                 f"{path}: holds {core.ntotal} ads of width {core.d}, but {_about_path(path).name} "
                 f"says {about.ads} of width {about.dim}. Rebuild it with `adrec train`."
@@ -327,17 +289,6 @@ class AdIndex:
             return None, n_allowed
         return faiss.IDSelectorBitmap(np.packbits(by_position, bitorder="little")), n_allowed
 
-    def _checked_queries(self, queries: Floats) -> Floats:
-        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise DataError(
-                f"queries are {queries.dtype} {list(queries.shape)}; this index takes float32 "
-                f"[Q, {self.dim}]"
-            )
-        if not np.isfinite(queries).all():
-            row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-            raise DataError(f"query {row} holds NaN or infinity; check the user tower's output")
-        return _widened(queries, self._core.d)
-
     def _copy_to_gpu(self) -> Any:
         if self.config.device == "cpu" or self.kind not in ("exact", "ivf"):
             return None
@@ -359,10 +310,8 @@ class AdIndex:
             return _faiss_search(self._gpu, queries, k, None)
 
 
-class _About(BaseModel):
+class _About(Strict):
     """The JSON beside a FAISS file: what the file cannot say of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     tower: str
@@ -378,45 +327,6 @@ def _about_path(path: Path) -> Path:
 
 def _unreadable(path: Path, error: Exception) -> BundleError:
     return BundleError(f"{path}: not a readable ad index. Rebuild it with `adrec train`. ({error})")
-
-
-def _kind(config: IndexConfig, n: int) -> Kind:
-    if config.kind != "auto":
-        return config.kind
-    return "exact" if n < _EXACT_BELOW else "ivf" if n < _IVF_BELOW else "ivfpq"
-
-
-def _nlist(config: IndexConfig, n: int, train_rows: int) -> int:
-    if config.nlist is not None:
-        return min(config.nlist, train_rows)
-    return max(1, min(round(4 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
-
-
-def _nprobe(config: IndexConfig, nlist: int) -> int:
-    return min(nlist, config.nprobe or max(8, nlist // 16))
-
-
-def _description(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
-    """Stored width and FAISS factory string."""
-    if kind == "exact":
-        return dim, "Flat"
-    if kind == "ivf":
-        return dim, f"IVF{nlist},Flat"
-    if kind == "hnsw":
-        return dim, f"HNSW{config.hnsw_links},Flat"
-    padded = -(-dim // _LANES) * _LANES
-    segments = config.pq_segments or padded // 2
-    if padded % segments and dim % segments:
-        raise ConfigError(
-            f"pq_segments is {segments}, which divides neither the vectors' width {dim} nor "
-            f"{padded}, that width rounded up to a multiple of {_LANES}; leave it out or choose "
-            "a divisor"
-        )
-    width = dim if padded % segments else padded
-    store = "SQ8" if config.refine_store == "sq8" else "Flat"
-    # A random rotation spreads the variance evenly over the segments (Jégou 2011, section V.B);
-    # it also keeps a bias column from having a segment to itself. "fsr": SIMD codes of residuals.
-    return width, f"RR{width},IVF{nlist},PQ{segments}x4fsr,Refine({store})"
 
 
 def _seed(core: Any, kind: Kind, config: IndexConfig) -> None:
@@ -440,42 +350,6 @@ def _openmp_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def _widened(vectors: Floats, width: int) -> Floats:
-    """Contiguous, with zero columns added up to `width`: inner products stay what they were."""
-    if vectors.shape[1] < width:
-        return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
-    return np.ascontiguousarray(vectors)
-
-
-def _checked_vectors(vectors: Floats) -> Floats:
-    if vectors.dtype != np.float32 or vectors.ndim != 2:
-        raise DataError(f"vectors are {vectors.dtype} {list(vectors.shape)}; give float32 [A, D]")
-    if 0 in vectors.shape:
-        raise DataError(f"vectors are {list(vectors.shape)}; an index needs at least one ad")
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        finite = np.isfinite(vectors[start : start + _CHUNK_ROWS]).all(axis=1)
-        if not finite.all():
-            row = start + int(np.flatnonzero(~finite)[0])
-            raise DataError(
-                f"vector {row} holds NaN or infinity; check the ad tower and that ad's features"
-            )
-    return vectors
-
-
-def _checked_ads(ads: Ints | None, n: int) -> Ints | None:
-    if ads is None:
-        return None
-    if ads.dtype != np.int64 or ads.shape != (n,):
-        raise DataError(f"ads are {ads.dtype} {list(ads.shape)}; give int64 [{n}], one a vector")
-    if ads.min() < 0:
-        raise DataError(f"ads hold the negative id {ads.min()}; ids are rows of the catalogue")
-    ordered = np.sort(ads)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice):
-        raise DataError(f"ad {twice[0]} occurs more than once; give each ad one vector")
-    return None if np.array_equal(ads, np.arange(n)) else ads.copy()
 
 
 def _faiss_search(index: Any, queries: Floats, k: int, params: Any) -> tuple[Floats, Ints]:

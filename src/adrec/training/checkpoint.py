@@ -33,7 +33,7 @@ def save_checkpoint(
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file(weights(model), unfinished / "model.safetensors")
+    save_weights(model, unfinished / "model.safetensors")
     save_file(_moments(optimiser), unfinished / "optimiser.safetensors")
     (unfinished / "position.json").write_text(json.dumps(position))
     for path in (*unfinished.iterdir(), unfinished):
@@ -75,6 +75,11 @@ def load_checkpoint(
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Weights and persistent buffers by name, contiguous and on the CPU."""
     return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's weights as safetensors."""
+    save_file(weights(model), path)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -1,0 +1,213 @@
+"""Bundle: a model version on disk, published atomically and verified at first load.
+
+    models/                      what `publish` is given
+      current                    name of the version that is served
+      versions/20260112-101500-3f2a9c1b/
+        manifest.json            configs, time of the log's end, SHA-256 and size of every file
+        features/                schema.yaml, features.json, vocabularies.parquet
+        ads.parquet, ads.safetensors
+        two_tower.safetensors, ranker.safetensors, calibration.json
+        index.faiss, index.faiss.json
+        state/                   users, histories and counters at the log's end
+        training/                curves and logs
+
+A version is written beside its place, flushed, renamed, and only then named in `current`: a kill at
+any instant leaves the last good version loadable. Nothing in it is unpickled.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from adrec import __version__
+from adrec.calibration import Calibration
+from adrec.errors import BundleError
+from adrec.features.state import Catalogue, State
+from adrec.features.transforms import Features
+from adrec.inference.runtime import Runtime
+from adrec.models.ranker import Ranker, RankerConfig
+from adrec.models.two_tower import TwoTower, TwoTowerConfig
+from adrec.retrieval.index import AdIndex
+from adrec.schema import Strict
+from adrec.training.checkpoint import load_weights, sync
+
+FORMAT = 1
+
+
+class ServingConfig(Strict):
+    """How a bundle answers requests."""
+
+    candidates: int = Field(default=500, ge=1, le=100_000)
+    """Ads that retrieval hands to the ranker."""
+    rank_by: str = "auto"
+    """`ecpm` (bid times click rate), a task's name, or auto: ecpm where ads carry bids, else the
+    first task."""
+    skip_seen: bool = False
+    """Whether ads in a user's histories are left out: for news and video, not for ads."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Arithmetic of the ranker."""
+
+
+class FileEntry(Strict):
+    """What the manifest says of a file."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(Strict):
+    """What a version is made of."""
+
+    format: int = FORMAT
+    adrec: str = __version__
+    version: str = ""
+    created_at: str
+    log_end_ms: int
+    """Time of the last impression that the state has seen, UTC milliseconds."""
+    tower: str
+    """SHA-256 over the two-tower weights that made the index."""
+    two_tower: TwoTowerConfig
+    ranker: RankerConfig
+    serving: ServingConfig
+    files: dict[str, FileEntry] = Field(default_factory=dict)
+
+
+class Bundle:
+    """An opened version. Parts are loaded when asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.features = Features.load(path / "features")
+        self.catalogue = Catalogue.load(path)
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> "Bundle":
+        """Open a version, or the current version of a folder of versions.
+
+        Raises:
+            BundleError: nothing is there, or a file is missing, changed or of another format.
+        """
+        version = find_version(path)
+        try:
+            manifest = Manifest.model_validate_json((version / "manifest.json").read_text())
+        except (OSError, ValidationError) as error:
+            raise BundleError(
+                f"{version}: no readable manifest ({str(error).splitlines()[0]}); "
+                "publish it again with `adrec train`"
+            ) from error
+        if manifest.format != FORMAT:
+            raise BundleError(
+                f"{version}: format {manifest.format}, this adrec reads {FORMAT}; train it again"
+            )
+        if verify:
+            verify_files(version, manifest)
+        return cls(version, manifest)
+
+    def runtime(self) -> Runtime:
+        """Both models with their calibration."""
+        two_tower = TwoTower(self.manifest.two_tower, self.features.layout)
+        ranker = Ranker(self.manifest.ranker, self.features.layout)
+        load_weights(self.path / "two_tower.safetensors", two_tower)
+        load_weights(self.path / "ranker.safetensors", ranker)
+        text = (self.path / "calibration.json").read_text()
+        calibration = Calibration.model_validate_json(text)
+        return Runtime(two_tower, ranker, calibration, precision=self.manifest.serving.precision)
+
+    def index(self) -> AdIndex:
+        """The index of the ads' vectors."""
+        return AdIndex.load(self.path / "index.faiss", tower=self.manifest.tower)
+
+    def state(self) -> State:
+        """Users, histories and counters at the log's end."""
+        return State.load(self.path / "state", self.features, self.catalogue)
+
+
+def publish(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Path:
+    """Write a version with `write`, then make it the current one.
+
+    Args:
+        root: the folder of versions.
+        manifest: all but the version's name and its files.
+        write: puts the files into the folder that it is given.
+
+    Returns:
+        The version's folder.
+    """
+    versions = root / "versions"
+    versions.mkdir(parents=True, exist_ok=True)
+    for stale in versions.glob(".unfinished-*"):
+        shutil.rmtree(stale)
+    stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    unfinished = versions / f".unfinished-{stamp}"
+    unfinished.mkdir()
+    write(unfinished)
+    files = {
+        str(path.relative_to(unfinished)): FileEntry(sha256=sha256(path), bytes=path.stat().st_size)
+        for path in sorted(unfinished.rglob("*"))
+        if path.is_file()
+    }
+    content = "".join(entry.sha256 for entry in files.values())
+    version = f"{stamp}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    complete = manifest.model_copy(update={"version": version, "files": files})
+    (unfinished / "manifest.json").write_text(complete.model_dump_json(indent=1))
+    for path in (*unfinished.rglob("*"), unfinished):
+        sync(path)
+    final = versions / version
+    unfinished.rename(final)
+    sync(versions)
+    make_current(root, version)
+    return final
+
+
+def make_current(root: Path, version: str) -> None:
+    """Name the version that is served; atomic."""
+    unfinished = root / ".current.unfinished"
+    unfinished.write_text(version + "\n")
+    sync(unfinished)
+    unfinished.replace(root / "current")
+    sync(root)
+
+
+def find_version(path: Path) -> Path:
+    """The folder of a version: `path` itself, or what its `current` names.
+
+    Raises:
+        BundleError: neither.
+    """
+    if (path / "manifest.json").exists():
+        return path
+    try:
+        name = (path / "current").read_text().strip()
+    except OSError as error:
+        raise BundleError(
+            f"{path} holds no model; make one with `adrec train --out {path}`"
+        ) from error
+    return path / "versions" / name
+
+
+def verify_files(version: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest.
+
+    Raises:
+        BundleError: one is missing or differs.
+    """
+    for name, entry in manifest.files.items():
+        path = version / name
+        if not path.exists():
+            raise BundleError(f"{path} is missing; publish the version again with `adrec train`")
+        if path.stat().st_size != entry.bytes or sha256(path) != entry.sha256:
+            raise BundleError(
+                f"{path} differs from what was published (SHA-256); restore it or train again"
+            )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

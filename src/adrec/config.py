@@ -1,0 +1,141 @@
+"""RunConfig: every component's own settings, nested. YAML in, unknown keys refused.
+
+Any value can be set from the command line by its path: `--set training.ranker.epochs=3`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from adrec.bundle import ServingConfig
+from adrec.calibration import Method
+from adrec.data.criteo import AD_FIELDS, USER_FIELDS
+from adrec.data.layouts import Layout
+from adrec.data.splits import SplitConfig
+from adrec.errors import ConfigError
+from adrec.evaluation.offline import EvaluationConfig
+from adrec.features.transforms import FeatureConfig
+from adrec.models.ranker import RankerConfig
+from adrec.models.two_tower import TwoTowerConfig
+from adrec.retrieval.index_config import IndexConfig
+from adrec.schema import Strict, parse_config
+from adrec.training.loop import TrainConfig
+
+
+class CriteoConfig(Strict):
+    """Which columns of a Criteo file are what."""
+
+    user_fields: tuple[str, ...] = USER_FIELDS
+    """Columns that describe the user."""
+    ad_fields: tuple[str, ...] = AD_FIELDS
+    """Columns that describe the ad."""
+    ad_key: tuple[str, ...] | None = None
+    """Columns that tell ads apart; None takes all of the ad's."""
+    counter_fields: tuple[str, ...] = ("C7", "C11", "C18")
+    """Columns whose past click rates are features."""
+
+
+class DataConfig(Strict):
+    """Where the log is and how it is laid out."""
+
+    path: Path | None = None
+    """Folder (or, for Criteo, file) of the log."""
+    layout: Layout | None = None
+    """None looks at what is there."""
+    schema_file: Path | None = None
+    """Schema of a generic log; None takes `schema.yaml` in its folder."""
+    rows: int | None = Field(default=None, ge=1)
+    """Read only so many impressions, the first in the file; None reads all."""
+    chunk_rows: int = Field(default=250_000, ge=1000)
+    """Impressions prepared at a time."""
+    criteo: CriteoConfig = CriteoConfig()
+
+
+class TrainingConfig(Strict):
+    """How each stage is trained."""
+
+    two_tower: TrainConfig = TrainConfig(epochs=4, batch_rows=2048)
+    ranker: TrainConfig = TrainConfig(epochs=2, batch_rows=1024)
+
+
+class RunConfig(Strict):
+    """Everything that decides what a run makes."""
+
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    features: FeatureConfig = FeatureConfig()
+    two_tower: TwoTowerConfig = TwoTowerConfig()
+    ranker: RankerConfig = RankerConfig()
+    training: TrainingConfig = TrainingConfig()
+    calibration: Method = "platt"
+    """Shape of the binary tasks' calibration, fitted on the validation period."""
+    index: IndexConfig = IndexConfig()
+    serving: ServingConfig = ServingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Read a YAML file, if any, and put single values over it.
+
+    Args:
+        path: YAML with any of RunConfig's keys.
+        overrides: values by path, e.g. `{"training.ranker.epochs": 3}`.
+
+    Raises:
+        ConfigError: not YAML, an unknown key, or a value out of range; it names each.
+    """
+    found: Any = {}
+    if path is not None:
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: expected keys such as 'data' and 'training'")
+    content = _over_defaults(RunConfig().model_dump(), found)
+    for key, value in overrides.items():
+        _put(content, key.split("."), value, key)
+    return parse_config(RunConfig, content, source=str(path or "settings"))
+
+
+def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """Turn `key.path=value` into a mapping; values are read as YAML.
+
+    Raises:
+        ConfigError: no '=' in one.
+    """
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {setting}: expected KEY.PATH=VALUE")
+        parsed[key.strip()] = yaml.safe_load(value)
+    return parsed
+
+
+def _over_defaults(defaults: dict[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings over nested defaults; a key that no default has is kept, to be refused."""
+    merged = dict(defaults)
+    for key, value in content.items():
+        inner = merged.get(key)
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            value = _over_defaults(inner, value)
+        merged[key] = value
+    return merged
+
+
+def _put(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+    for part in path[:-1]:
+        inner = content.get(part)
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {key}: there is no setting '{part}'")
+        content = inner
+    if path[-1] not in content:
+        close = ", ".join(sorted(content))
+        raise ConfigError(f"--set {key}: there is no setting '{path[-1]}'; there are {close}")
+    content[path[-1]] = value

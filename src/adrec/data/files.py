@@ -1,0 +1,158 @@
+"""Files: found by name, opened lazily, and read with errors that name the file and the line."""
+
+import csv
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from adrec.errors import DataError, Problem
+
+SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+
+
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """Turn polars' and the system's read errors into a DataError that names the file."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, OSError) as error:
+        problem = Problem(
+            file=file,
+            problem=f"cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})",
+            remedy="Check that it is complete, readable and of the type its name says",
+        )
+        raise DataError("A table cannot be read:", check_lines(file) or [problem]) from error
+
+
+def find_table(directory: Path, name: str) -> Path:
+    """The file of a table: `impressions.parquet`, `.csv`, `.tsv`, or the last two with `.gz`.
+
+    Raises:
+        DataError: the folder has none, or more than one.
+    """
+    found = [p for suffix in SUFFIXES if (p := directory / f"{name}{suffix}").exists()]
+    if len(found) == 1:
+        return found[0]
+    what = "is missing" if not found else f"is there as {', '.join(p.name for p in found)}"
+    endings = ", ".join(SUFFIXES)
+    raise DataError(
+        "A log needs one file for each of its tables:",
+        [
+            Problem(
+                file=str(directory / name),
+                problem=f"table '{name}' {what}",
+                remedy=f"Give it exactly one file with one of the endings {endings}",
+            )
+        ],
+    )
+
+
+def scan(path: Path) -> pl.LazyFrame:
+    """Open a file lazily by its ending. CSV and TSV columns come as strings, to be parsed later."""
+    with reading(str(path)):
+        if path.stat().st_size == 0:
+            problem = Problem(file=str(path), problem="is empty", remedy="Export it again")
+            raise DataError("A table has no content:", [problem])
+        if path.suffix == ".parquet":
+            return pl.scan_parquet(path)
+        separator = "\t" if ".tsv" in path.suffixes else ","
+        return pl.scan_csv(path, separator=separator, infer_schema=False)
+
+
+def scan_table(directory: Path, name: str) -> tuple[str, pl.LazyFrame]:
+    """The file's name and its lazy content."""
+    path = find_table(directory, name)
+    return str(path), scan(path)
+
+
+def check_lines(file: str) -> list[Problem]:
+    """Lines of a CSV or TSV file that have too many cells, too few, or are not UTF-8.
+
+    Polars refuses the first without saying where, and fills up the second in silence.
+    """
+    path = Path(file)
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    separator = {"csv": ",", "tsv": "\t", "txt": "\t"}.get(kind)
+    if separator is None or not path.is_file():
+        return []
+    header_rows = 0 if kind == "txt" else 1
+    try:
+        seen = _count_cells(path, separator)
+        if seen["row"] is not None and seen["quotes"]:
+            seen |= _count_quoted(path, separator)
+    except (pl.exceptions.PolarsError, OSError, csv.Error):
+        return []  # whoever reads the table will say that it cannot be read
+    problems = []
+    if seen["row"] is not None:
+        problems.append(
+            Problem(
+                file=file,
+                row=seen["row"] + 1 - header_rows,
+                rows=seen["rows"],
+                problem=f"has {seen['cells']} cells where the first line has {seen['width']}",
+                remedy="Quote cells that hold the separator, and give each line every cell",
+            )
+        )
+    if seen["garbled"] is not None:
+        problems.append(
+            Problem(
+                file=file,
+                row=seen["garbled"] + 1 - header_rows,
+                rows=seen["garbled_rows"],
+                problem="is not UTF-8",
+                remedy="Export the file again as UTF-8",
+            )
+        )
+    return problems
+
+
+def _count_cells(path: Path, separator: str) -> dict[str, Any]:
+    """Cells of the first line, and which and how many lines have others or are not UTF-8.
+
+    A separator inside quotes counts as one here; `quotes` says whether there may be such.
+    """
+    lines = pl.scan_csv(
+        path,
+        separator="\x1f",
+        has_header=False,
+        quote_char=None,
+        schema={"line": pl.String},
+        encoding="utf8-lossy",
+        truncate_ragged_lines=True,
+    ).with_row_index("row")
+    line = pl.col("line").fill_null("")
+    cells = pl.when(line.str.strip_chars("\r") != "").then(
+        line.str.count_matches(separator, literal=True) + 1
+    )
+    uneven = cells != cells.first()
+    garbled = line.str.contains("\ufffd", literal=True)
+    seen = lines.select(
+        width=cells.first(),
+        row=pl.col("row").filter(uneven).min(),
+        rows=uneven.sum(),
+        cells=cells.filter(uneven).first(),
+        quotes=(line.str.contains('"', literal=True) & (separator != "\t")).any(),
+        garbled=pl.col("row").filter(garbled).min(),
+        garbled_rows=garbled.sum(),
+    )
+    return seen.collect().row(0, named=True)
+
+
+def _count_quoted(path: Path, separator: str) -> dict[str, int | None]:
+    """The same count where cells are quoted: slower, and right about separators inside a cell."""
+    first = cells = None
+    width = rows = 0
+    unpack = gzip.open if path.suffix == ".gz" else open
+    with unpack(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+        for i, row in enumerate(csv.reader(lines, delimiter=separator)):
+            if i == 0:
+                width = len(row)
+            elif row and len(row) != width:
+                rows += 1
+                if first is None:
+                    first, cells = i, len(row)
+    return {"width": width, "row": first, "rows": rows, "cells": cells}

@@ -1,0 +1,1 @@
+"""Inference: the trained ranker as a function from requests to calibrated scores."""

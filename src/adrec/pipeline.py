@@ -1,0 +1,260 @@
+"""The pipeline, from a log to a published model version: the table of contents of adrec.
+
+    open_log       schema and lazily read tables
+    prepare_log    features fitted on the past, arrays on disk
+    train_stages   two-tower, then ranker
+    publish_run    calibration, index, bundle
+
+Each step leaves its result in the run's folder and is skipped when it is there already for the same
+settings, so the same command resumes a run that was stopped anywhere.
+"""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adrec.bundle import Manifest, publish
+from adrec.calibration import Calibration, fit_calibration
+from adrec.config import DataConfig, RunConfig
+from adrec.data.checks import require_valid
+from adrec.data.criteo import open_criteo
+from adrec.data.layouts import detect_layout, open_layout
+from adrec.data.tables import Tables
+from adrec.errors import ConfigError
+from adrec.features.dataset import Dataset, prepare
+from adrec.models.ranker import Ranker
+from adrec.models.two_tower import TwoTower
+from adrec.progress import Progress
+from adrec.retrieval.index import AdIndex
+from adrec.schema import load_schema
+from adrec.training.checkpoint import fingerprint, save_weights
+from adrec.training.loop import Position, choose_device, train
+from adrec.training.objectives import (
+    Objective,
+    RankerObjective,
+    TwoTowerObjective,
+    embed_ads,
+    score_impressions,
+    thin,
+)
+
+_CALIBRATION_REQUESTS = 100_000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Both stages, and how their training went."""
+
+    two_tower: TwoTower
+    ranker: Ranker
+    two_tower_run: Position
+    ranker_run: Position
+
+
+def run(
+    config: RunConfig, out: Path, *, progress: Progress | None = None, resume: bool = True
+) -> Path:
+    """Do everything that is not done yet, and publish.
+
+    Args:
+        config: all settings.
+        out: the run's folder; also the folder of versions that `Recommender.load` takes.
+        progress: where to show how far it is.
+        resume: take up what an earlier run left; else start afresh.
+
+    Returns:
+        The published version's folder.
+    """
+    progress = progress or Progress()
+    dataset = prepare_log(config, out, progress=progress, resume=resume)
+    trained = train_stages(config, dataset, out, progress=progress, resume=resume)
+    return publish_run(config, dataset, trained, out, progress=progress)
+
+
+def open_log(config: DataConfig) -> Tables:
+    """The tables of the log that a DataConfig names.
+
+    Raises:
+        ConfigError: no path, or a layout that does not fit.
+        DataError: a file or a column is missing.
+    """
+    if config.path is None:
+        raise ConfigError("data.path is not set: give the log's folder with --data")
+    layout = config.layout or detect_layout(config.path)
+    if layout == "criteo":
+        criteo = config.criteo
+        tables = open_criteo(
+            config.path,
+            user_fields=criteo.user_fields,
+            ad_fields=criteo.ad_fields,
+            ad_key=criteo.ad_key,
+            counter_fields=criteo.counter_fields,
+        )
+    else:
+        schema = load_schema(config.schema_file) if config.schema_file is not None else None
+        tables = open_layout(layout, config.path, schema)
+    return tables if config.rows is None else tables.head(config.rows)
+
+
+def prepare_log(
+    config: RunConfig, out: Path, *, progress: Progress, resume: bool = True
+) -> Dataset:
+    """The prepared log in `out/dataset`, made if it is not there for these settings."""
+    directory = out / "dataset"
+    key = _key(config.data, config.split, config.features, _files(config.data.path))
+    if resume and _is_done(directory, key):
+        progress.say(f"{directory}: prepared already")
+        return Dataset(directory)
+    out.mkdir(parents=True, exist_ok=True)
+    tables = open_log(config.data)
+    progress.say(f"checking {tables.impressions.file}")
+    require_valid(tables)
+    dataset = prepare(
+        tables,
+        directory,
+        split=config.split,
+        config=config.features,
+        chunk_rows=config.data.chunk_rows,
+        progress=progress,
+    )
+    (directory / "run.json").write_text(json.dumps({"key": key}))
+    return dataset
+
+
+def train_stages(
+    config: RunConfig, dataset: Dataset, out: Path, *, progress: Progress, resume: bool = True
+) -> Trained:
+    """Train the two-tower and the ranker, or take up where an earlier run stopped."""
+    layout = dataset.features.layout
+    prepared = (dataset.directory / "run.json").read_text()
+    settings = config.training
+    torch.manual_seed(settings.two_tower.seed)
+    two_tower = TwoTower(config.two_tower, layout)
+    tower_objective = TwoTowerObjective(
+        two_tower,
+        dataset,
+        valid_requests=settings.two_tower.valid_requests,
+        device=choose_device(settings.two_tower.device),
+    )
+    key = _key(config.two_tower, settings.two_tower, prepared)
+    tower_run = _train_stage(
+        "two-tower", tower_objective, config, dataset, out, key, progress, resume
+    )
+    torch.manual_seed(settings.ranker.seed)
+    ranker = Ranker(config.ranker, layout)
+    ranker_objective = RankerObjective(
+        ranker,
+        dataset,
+        positive_weights=[settings.ranker.positive_weight] * len(layout.task_kinds),
+        valid_requests=settings.ranker.valid_requests,
+        device=choose_device(settings.ranker.device),
+    )
+    key = _key(config.ranker, settings.ranker, prepared)
+    ranker_run = _train_stage(
+        "ranker", ranker_objective, config, dataset, out, key, progress, resume
+    )
+    return Trained(two_tower.cpu(), ranker.cpu(), tower_run, ranker_run)
+
+
+def publish_run(
+    config: RunConfig, dataset: Dataset, trained: Trained, out: Path, *, progress: Progress
+) -> Path:
+    """Calibrate on the validation period, index the ads, and publish a version."""
+    calibration = calibrate(config, dataset, trained.ranker)
+    progress.say(f"indexing {len(dataset.catalogue) - 1:,} ads")
+    vectors = embed_ads(trained.two_tower, dataset.catalogue.encoded, torch.device("cpu"))
+    tower = fingerprint(trained.two_tower)
+    rows = np.arange(1, len(dataset.catalogue), dtype=np.int64)
+    index = AdIndex.build(
+        vectors[1:], config.index, ads=rows, tower=tower, threads=torch.get_num_threads()
+    )
+    manifest = Manifest(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        log_end_ms=int(dataset.time_ms_R[-1]),
+        tower=tower,
+        two_tower=config.two_tower,
+        ranker=config.ranker,
+        serving=config.serving,
+    )
+
+    def write(folder: Path) -> None:
+        shutil.copytree(dataset.directory / "features", folder / "features")
+        shutil.copytree(dataset.directory / "state", folder / "state")
+        dataset.catalogue.save(folder)
+        save_weights(trained.two_tower, folder / "two_tower.safetensors")
+        save_weights(trained.ranker, folder / "ranker.safetensors")
+        (folder / "calibration.json").write_text(calibration.model_dump_json(indent=1))
+        index.save(folder / "index.faiss")
+        for stage in ("two-tower", "ranker"):
+            (folder / "training").mkdir(exist_ok=True)
+            for name in ("log.jsonl", "curves.png"):
+                shutil.copy(
+                    out / "training" / stage / name, folder / "training" / f"{stage}-{name}"
+                )
+        (folder / "config.json").write_text(config.model_dump_json(indent=1))
+
+    version = publish(out, manifest, write)
+    progress.say(f"published {version}")
+    return version
+
+
+def calibrate(config: RunConfig, dataset: Dataset, ranker: Ranker) -> Calibration:
+    """Fit the calibration of every task on the validation period."""
+    requests = thin(dataset.requests("valid"), _CALIBRATION_REQUESTS)
+    return fit_calibration(
+        config.calibration,
+        score_impressions(ranker, dataset, requests, torch.device("cpu")),
+        dataset.labels_NK[dataset.rows_of(requests)],
+        dataset.features.layout.task_kinds,
+        negative_rate=config.training.ranker.negative_rate,
+        positive_weight=config.training.ranker.positive_weight,
+    )
+
+
+def _train_stage(
+    name: str,
+    objective: Objective,
+    config: RunConfig,
+    dataset: Dataset,
+    out: Path,
+    key: str,
+    progress: Progress,
+    resume: bool,
+) -> Position:
+    directory = out / "training" / name
+    settings = config.training.two_tower if name == "two-tower" else config.training.ranker
+    if directory.exists() and not (resume and _is_done(directory, key)):
+        progress.say(f"{name}: settings or data have changed, training afresh")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "run.json").write_text(json.dumps({"key": key}))
+    return train(objective, dataset, settings, directory, name=name, progress=progress)
+
+
+def _is_done(directory: Path, key: str) -> bool:
+    try:
+        found = json.loads((directory / "run.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(found.get("key") == key)
+
+
+def _key(*parts: Any) -> str:
+    """SHA-256 over settings: changes exactly if one of them does."""
+    texts = [p.model_dump_json() if hasattr(p, "model_dump_json") else str(p) for p in parts]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _files(path: Path | None) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change of a log's files."""
+    if path is None or not path.exists():
+        return []
+    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

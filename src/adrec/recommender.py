@@ -1,0 +1,292 @@
+"""Recommender: from who asks to the ads that are shown. CLI, evaluation and server all call it.
+
+visit (encode) ─► retrieve ─► rank (calibrated scores) ─► price and order ─► top k
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adrec.bundle import Bundle, ServingConfig
+from adrec.data.parsing import as_text
+from adrec.errors import RequestError
+from adrec.features.batches import Query, candidates_of, stack_queries
+from adrec.features.dataset import Dataset
+from adrec.features.state import State, Visitor
+from adrec.inference.runtime import Runtime
+from adrec.retrieval.index import AdIndex
+
+Clock = Callable[[], int]
+"""Gives the time in UTC milliseconds."""
+
+_SCORE_ROWS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Who asks for ads.
+
+    user: id; None or one never seen is a new user. context: raw values of the request's fields.
+    profile: raw values of the user's fields, instead of those stored. at_ms: time in UTC
+    milliseconds; None is now. exclude: ids of ads not to show.
+    """
+
+    user: str | int | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] | None = None
+    at_ms: int | None = None
+    exclude: Sequence[str | int] = ()
+
+
+@dataclass(frozen=True)
+class RankedAd:
+    """One recommended ad: calibrated scores by task, and what it was ordered by.
+
+    value_micros: bid times click rate, the expected revenue of the impression; None without bids.
+    """
+
+    ad_id: str
+    scores: Mapping[str, float]
+    value_micros: float | None
+    order_by: float
+
+
+@dataclass(frozen=True)
+class Slate:
+    """The answer to one request: ads best first, and where the time went."""
+
+    user: str | None
+    version: str
+    ads: tuple[RankedAd, ...]
+    candidates: int
+    """Ads that retrieval found and the ranker scored."""
+    stage_ms: Mapping[str, float]
+    """Milliseconds of each stage; in a batch, of the whole batch."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Candidates of B requests, best retrieved first.
+
+    ads_BN: rows, 0 where there are fewer. scores_BNK: calibrated. order_BN: what they are ranked
+    by, -inf where there is no ad.
+    """
+
+    ads_BN: NDArray[np.int64]
+    scores_BNK: NDArray[np.float64]
+    order_BN: NDArray[np.float64]
+
+    def top(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Places and ads of the best k of each request, [B, k], best first; -1 where none."""
+        places = np.argsort(-self.order_BN, axis=1, kind="stable")[:, :k]
+        ads = np.take_along_axis(self.ads_BN, places, axis=1)
+        return places, np.where(ads == 0, -1, ads)
+
+
+class Recommender:
+    """A model version with the state it answers from."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        index: AdIndex,
+        state: State,
+        serving: ServingConfig,
+        *,
+        version: str,
+        clock: Clock,
+    ) -> None:
+        self.runtime, self.index, self.state = runtime, index, state
+        self.serving, self.version = serving, version
+        self._clock = clock
+        self._tasks = [task.name for task in state.schema.tasks]
+        self._bids = state.schema.bid_micros is not None
+        self._rank_by = serving.rank_by
+        if self._rank_by == "auto":
+            self._rank_by = "ecpm" if self._bids else self._tasks[0]
+        if self._rank_by not in (*self._tasks, *(["ecpm"] if self._bids else [])):
+            raise RequestError(
+                f"serving.rank_by is '{serving.rank_by}'; choose auto, "
+                f"{'ecpm, ' if self._bids else ''}{', '.join(self._tasks)}"
+            )
+
+    @classmethod
+    def load(cls, directory: Path | str, *, clock: Clock | None = None) -> Self:
+        """Load a bundle: a version's folder, or a folder of versions.
+
+        Args:
+            directory: where `adrec train` published.
+            clock: time of requests that carry none; None stands still just after the log's end,
+                which is what the bundle's state knows.
+
+        Raises:
+            BundleError: nothing is there, or it is damaged.
+        """
+        bundle = Bundle.open(Path(directory))
+        after = bundle.manifest.log_end_ms + 1
+        return cls(
+            bundle.runtime(),
+            bundle.index(),
+            bundle.state(),
+            bundle.manifest.serving,
+            version=bundle.manifest.version,
+            clock=clock or (lambda: after),
+        )
+
+    def with_state(self, state: State) -> "Recommender":
+        """The same models answering from another state: for replaying a log."""
+        return Recommender(
+            self.runtime,
+            self.index,
+            state,
+            self.serving,
+            version=self.version,
+            clock=self._clock,
+        )
+
+    def recommend(
+        self,
+        user: str | int | None = None,
+        k: int = 10,
+        *,
+        context: Mapping[str, Any] | None = None,
+        profile: Mapping[str, Any] | None = None,
+        at_ms: int | None = None,
+        exclude: Sequence[str | int] = (),
+    ) -> Slate:
+        """The best k ads for one user; see `Request` for the arguments.
+
+        Raises:
+            RequestError: k below 1, or a value that does not fit its field.
+        """
+        request = Request(
+            user=user, context=context or {}, profile=profile, at_ms=at_ms, exclude=exclude
+        )
+        return self.recommend_batch([request], k)[0]
+
+    def recommend_batch(self, requests: Sequence[Request], k: int = 10) -> list[Slate]:
+        """The best k ads for each request; the models run once for all."""
+        if k < 1:
+            raise RequestError(f"k is {k}; ask for at least one ad")
+        if not requests:
+            return []
+        watch = Stopwatch()
+        with watch("features"):
+            visitors = [self._visit(request) for request in requests]
+            query = stack_queries([self.state.query(visitor) for visitor in visitors])
+        with watch("retrieve"):
+            excluded = [self._excluded(r, v) for r, v in zip(requests, visitors, strict=True)]
+            ads_BN = self.retrieve(query, max(self.serving.candidates, k), excluded)
+        with watch("rank"):
+            scored = self.rank(visitors, query, ads_BN)
+        with watch("order"):
+            places, ads = scored.top(k)
+            slates = [
+                tuple(
+                    self._ranked(scored, b, place)
+                    for place, ad in zip(places[b], ads[b], strict=True)
+                    if ad > 0
+                )
+                for b in range(len(requests))
+            ]
+        return [
+            Slate(
+                user=as_text(request.user),
+                version=self.version,
+                ads=slate,
+                candidates=int((ads_BN[b] > 0).sum()),
+                stage_ms=watch.stage_ms,
+            )
+            for b, (request, slate) in enumerate(zip(requests, slates, strict=True))
+        ]
+
+    def retrieve(
+        self,
+        query: Query,
+        count: int,
+        excluded: Sequence[NDArray[np.integer]] | None = None,
+        *,
+        exact: bool = False,
+    ) -> NDArray[np.int64]:
+        """Ads nearest to each of B requests, [B, count], best first, 0 where there are fewer.
+
+        Args:
+            excluded: rows never to return, for each request.
+            exact: scan all ads instead of asking the index.
+        """
+        vectors = self.runtime.embed(query)
+        count = min(count, len(self.index))
+        if excluded is None or not any(len(rows) for rows in excluded):
+            return np.maximum(self.index.search(vectors, count, exact=exact).ads_QK, 0)
+        found = []
+        for vector, rows in zip(vectors, excluded, strict=True):
+            allowed = np.ones(len(self.state.catalogue), bool)
+            allowed[rows] = False
+            one = self.index.search(vector[None, :], count, allowed=allowed, exact=exact)
+            found.append(np.maximum(one.ads_QK[0], 0))
+        return np.stack(found)
+
+    def rank(self, visitors: Sequence[Visitor], query: Query, ads_BN: NDArray[np.int64]) -> Scored:
+        """Score candidates and compute what they are ordered by."""
+        counters = np.stack(
+            [self.state.counters(v, ads) for v, ads in zip(visitors, ads_BN, strict=True)]
+        )
+        on_top = np.ones(ads_BN.shape, np.int32)
+        candidates = candidates_of(self.state.catalogue.encoded, ads_BN, counters, on_top)
+        scores = self.runtime.score(query, candidates)
+        order = self._order(ads_BN, scores)
+        return Scored(ads_BN, scores, np.where(ads_BN > 0, order, -np.inf))
+
+    def score_log(self, dataset: Dataset, requests: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Calibrated scores of logged impressions, [rows, K], in the order of `rows_of`."""
+        batches = dataset.in_order(requests, _SCORE_ROWS)
+        return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
+
+    def _visit(self, request: Request) -> Visitor:
+        at_ms = self._clock() if request.at_ms is None else request.at_ms
+        return self.state.visit(request.user, at_ms, request.context, request.profile)
+
+    def _excluded(self, request: Request, visitor: Visitor) -> NDArray[np.integer]:
+        directory = self.state.catalogue.directory
+        rows = np.array([directory.row(as_text(ad) or "") for ad in request.exclude], np.int64)
+        if self.serving.skip_seen:
+            rows = np.concatenate([rows, self.state.history_ads(visitor)])
+        return rows
+
+    def _order(
+        self, ads_BN: NDArray[np.int64], scores_BNK: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        if self._rank_by == "ecpm":
+            return scores_BNK[..., 0] * self.state.catalogue.bid_micros_A[ads_BN]
+        return scores_BNK[..., self._tasks.index(self._rank_by)]
+
+    def _ranked(self, scored: Scored, request: int, place: int) -> RankedAd:
+        row = int(scored.ads_BN[request, place])
+        scores = scored.scores_BNK[request, place]
+        bid = int(self.state.catalogue.bid_micros_A[row])
+        return RankedAd(
+            ad_id=self.state.catalogue.directory.id(row),
+            scores=dict(zip(self._tasks, scores.tolist(), strict=True)),
+            value_micros=float(scores[0] * bid) if self._bids else None,
+            order_by=float(scored.order_BN[request, place]),
+        )
+
+
+class Stopwatch:
+    """Milliseconds of named stages."""
+
+    def __init__(self) -> None:
+        self.stage_ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage."""
+        begun = time.perf_counter()
+        yield
+        self.stage_ms[stage] = (time.perf_counter() - begun) * 1000.0

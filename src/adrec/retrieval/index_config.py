@@ -1,0 +1,109 @@
+"""How to index a catalogue, and what that comes to for one of a given size.
+
+Shapes: A ads, D width, K results a query.
+"""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from adrec.errors import ConfigError
+from adrec.schema import Strict
+
+Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
+
+_EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
+_IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
+_ROWS_PER_LIST = 32  # training rows a centroid; FAISS would like 39, but k-means is most of a build
+LANES = 16  # SQ8 decodes 16 numbers at a time; at other widths it is ten times slower
+
+
+class IndexConfig(Strict):
+    """How to index a catalogue.
+
+    Attributes:
+        kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
+            section IV); "ivfpq" reads compressed codes in those lists and rescores the best
+            (Jégou 2011; Johnson 2017); "hnsw" walks a neighbour graph (Malkov 2016): fastest to
+            answer, slowest to build, weakest under narrow filters. "auto" takes exact below
+            50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
+            all vectors in memory) and ivfpq beyond (about a third of the memory).
+        nlist: lists of ivf and ivfpq, 1 to 1,048,576; never more than there are training rows.
+            None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
+        nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
+        pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
+            or D rounded up to a multiple of 16. None: half of the latter (2 bits a number).
+        refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
+        refine_store: what ivfpq rescores with: "sq8" (1 byte a number) or "float32" (4 bytes).
+        hnsw_links: M, neighbours an ad keeps in each layer of the graph, 2 to 256.
+        ef_construction: candidates weighed while placing an ad in the graph, 1 to 10,000.
+        ef_search: candidates that an hnsw search keeps, 1 to 100,000; never fewer than K.
+        max_widening: a filter that lets a fraction f of the ads pass makes a search visit 1/f as
+            many lists or candidates, so that it weighs as many allowed ads as without the filter,
+            but at most this many times more; 1 to 1,000.
+        train_rows: most ads that centroids and codes are trained on, 256 to 100,000,000.
+        seed: for sampling and clustering, 0 to 2^31 - 1. The same seed and threads give the same
+            index, except that hnsw built by several threads depends on their timing.
+        device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
+    """
+
+    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"
+    nlist: int | None = Field(default=None, ge=1, le=1_048_576)
+    nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
+    pq_segments: int | None = Field(default=None, ge=1, le=65_536)
+    refine_factor: float = Field(default=4.0, ge=1.0, le=100.0)
+    refine_store: Literal["sq8", "float32"] = "sq8"
+    hnsw_links: int = Field(default=32, ge=2, le=256)
+    ef_construction: int = Field(default=200, ge=1, le=10_000)
+    ef_search: int = Field(default=256, ge=1, le=100_000)
+    max_widening: float = Field(default=8.0, ge=1.0, le=1_000.0)
+    train_rows: int = Field(default=131_072, ge=256, le=100_000_000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    device: Literal["cpu", "auto"] = "cpu"
+
+
+def choose_kind(config: IndexConfig, n: int) -> Kind:
+    """The kind of index for a catalogue of n ads: "auto" decided."""
+    if config.kind != "auto":
+        return config.kind
+    return "exact" if n < _EXACT_BELOW else "ivf" if n < _IVF_BELOW else "ivfpq"
+
+
+def count_lists(config: IndexConfig, n: int, train_rows: int) -> int:
+    """Lists of ivf and ivfpq for n ads, of which `train_rows` are trained on."""
+    if config.nlist is not None:
+        return min(config.nlist, train_rows)
+    return max(1, min(round(4 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
+
+
+def count_probes(config: IndexConfig, nlist: int) -> int:
+    """Lists that an unfiltered query visits."""
+    return min(nlist, config.nprobe or max(8, nlist // 16))
+
+
+def describe(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
+    """Stored width and FAISS factory string.
+
+    Raises:
+        ConfigError: `pq_segments` does not divide the width.
+    """
+    if kind == "exact":
+        return dim, "Flat"
+    if kind == "ivf":
+        return dim, f"IVF{nlist},Flat"
+    if kind == "hnsw":
+        return dim, f"HNSW{config.hnsw_links},Flat"
+    padded = -(-dim // LANES) * LANES
+    segments = config.pq_segments or padded // 2
+    if padded % segments and dim % segments:
+        raise ConfigError(
+            f"pq_segments is {segments}, which divides neither the vectors' width {dim} nor "
+            f"{padded}, that width rounded up to a multiple of {LANES}; leave it out or choose "
+            "a divisor"
+        )
+    width = dim if padded % segments else padded
+    store = "SQ8" if config.refine_store == "sq8" else "Flat"
+    # A random rotation spreads the variance evenly over the segments (Jégou 2011, section V.B);
+    # it also keeps a bias column from having a segment to itself. "fsr": SIMD codes of residuals.
+    return width, f"RR{width},IVF{nlist},PQ{segments}x4fsr,Refine({store})"
