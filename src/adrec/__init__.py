@@ -6,7 +6,8 @@ Recommender.load("runs/demo").recommend(user="17", k=10)
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from adrec.version import __version__
+
 __all__ = ["Recommender", "Request", "__version__"]
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from adrec import __version__
 from adrec.calibration import Calibration
 from adrec.errors import BundleError
 from adrec.features.state import Catalogue, State
@@ -35,6 +34,7 @@ from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
 from adrec.schema import Strict
 from adrec.training.checkpoint import load_weights, sync
+from adrec.version import __version__
 
 FORMAT = 1
 

@@ -18,7 +18,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from adrec import __version__
 from adrec.errors import (
     AdRecError,
     BundleError,
@@ -28,6 +27,7 @@ from adrec.errors import (
     RequestError,
 )
 from adrec.progress import Progress
+from adrec.version import __version__
 
 if TYPE_CHECKING:
     from adrec.config import RunConfig

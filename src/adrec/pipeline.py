@@ -156,7 +156,9 @@ def train_stages(
         valid_requests=settings.ranker.valid_requests,
         device=choose_device(settings.ranker.device),
     )
-    key = _key(config.ranker, settings.ranker, prepared)
+    if config.ranker.start_from_two_tower:
+        ranker.start_from(two_tower.embeddings)
+    key = _key(config.ranker, settings.ranker, prepared, fingerprint(two_tower))
     ranker_run = _train_stage(
         "ranker", ranker_objective, config, dataset, out, key, progress, resume
     )

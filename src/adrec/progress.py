@@ -28,33 +28,35 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line."""
         if self._console is not None:
-            self._console.print(text, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def track(self, what: str, total: int, unit: str = "rows") -> Iterator[Advance]:
-        """Follow `total` units of work."""
+    def track(
+        self, what: str, total: int, unit: str = "rows", *, done: int = 0
+    ) -> Iterator[Advance]:
+        """Follow `total` units of work, of which `done` were done by an earlier run."""
         if self._console is None:
             yield lambda done, note: None
         elif self._console.is_terminal:
-            with self._bar(what, total, unit) as advance:
+            with self._bar(what, total, unit, done) as advance:
                 yield advance
         else:
-            yield self._lines(what, total, unit)
+            yield self._lines(what, total, unit, done)
 
     @contextmanager
-    def _bar(self, what: str, total: int, unit: str) -> Iterator[Advance]:
+    def _bar(self, what: str, total: int, unit: str, before: int) -> Iterator[Advance]:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Bar(*columns, console=self._console) as bar:
-            task = bar.add_task(what, total=total, note="", rate="")
+            task = bar.add_task(what, total=total, completed=before, note="", rate="")
 
             def advance(done: int, note: str) -> None:
                 speed = bar.tasks[task].finished_speed or bar.tasks[task].speed or 0.0
@@ -62,9 +64,9 @@ class Progress:
 
             yield advance
 
-    def _lines(self, what: str, total: int, unit: str) -> Advance:
+    def _lines(self, what: str, total: int, unit: str, before: int) -> Advance:
         begun = shown = time.monotonic()
-        count = 0
+        count = before
 
         def advance(done: int, note: str) -> None:
             nonlocal count, shown
@@ -73,7 +75,7 @@ class Progress:
             if now - shown < self._every_s and count < total:
                 return
             shown = now
-            rate = count / max(now - begun, 1e-9)
+            rate = (count - before) / max(now - begun, 1e-9)
             left = max(total - count, 0) / max(rate, 1e-9)
             self.say(
                 f"{what}: {count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:.0f} s left"

@@ -92,6 +92,11 @@ def test_line_breaks_and_separators_in_quotes_are_not_ragged(tmp_path: Path) -> 
     assert check_tables(plain_csv(tmp_path, text)) == []
 
 
+def test_a_control_character_does_not_cut_a_line(tmp_path: Path) -> None:
+    text = "ad_id,timestamp_ms,click,brand,price\na\x1f,5,1,x,2\nb,6,0,x\x01y,1\n"
+    assert check_tables(plain_csv(tmp_path, text)) == []
+
+
 def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     text = "ad_id,timestamp_ms,click,brand,price\na,5,1,x,2\nb,6,0,caf\xe9,1\n".encode("latin-1")
     with pytest.raises(DataError, match=r"impressions\.csv, row 2: is not UTF-8"):

@@ -82,8 +82,8 @@ def logs(draw: st.DrawFn, max_rows: int = 40) -> Log:
         times=start + np.cumsum(steps),
         outcomes=numbers.integers(0, 4, (rows, tasks)) / 2,
         half_lives=np.array(draw(st.sampled_from([[np.inf], [7.0], [np.inf, 50.0, 0.5]]))),
-        delays=np.array(draw(st.lists(st.sampled_from([0, 1, 6, 900]), min_size=tasks, max_size=tasks))),
-    )  # fmt: skip
+        delays=np.array(draw(st.tuples(*[st.sampled_from([0, 1, 6, 900])] * tasks))),
+    )
 
 
 class TestAgainstBruteForce:
@@ -153,7 +153,7 @@ def restarted(counter: Counter, log: Log, folder: Path) -> Counter:
 
 
 def leaks(log: Log, run: Callable[[Log, Counter], NDArray[np.float64]]) -> set[str]:
-    """What rows can see that they must not: the one question that decides whether a model is honest.
+    """What rows can see that they must not. Any of it would make a model look better than it is.
 
     The outcomes of some rows are changed, then the rows are left out; whoever may not know them
     has to be given the same sums as before.

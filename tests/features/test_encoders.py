@@ -149,7 +149,7 @@ class TestNumeric:
 
     @pytest.mark.parametrize("value", ["abc", [1.0], {"a": 1}, 10**400])
     def test_what_is_not_a_number_is_refused(self, value: object) -> None:
-        with pytest.raises(RequestError, match="field 'price'.*not a number"):
+        with pytest.raises(RequestError, match=r"field 'price'.*not a number"):
             self.PRICE.encode(value)
 
     @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=50), st.data())
@@ -166,9 +166,7 @@ class TestNumeric:
 
 class TestEmbedding:
     IMAGE = EmbeddingEncoder(name="image", dim=2, scale=0.5)
-    VECTORS = st.one_of(
-        st.none(), st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=2)
-    )
+    VECTORS = st.one_of(st.none(), st.lists(st.floats(-1e6, 1e6, width=32), min_size=2, max_size=2))
 
     @given(st.lists(VECTORS, min_size=1, max_size=12))
     def test_a_column_and_its_values_one_by_one_get_the_same_numbers(self, values: list) -> None:

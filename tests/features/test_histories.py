@@ -139,8 +139,8 @@ class TestAgainstBruteForce:
         """After the log, every user and one never seen can be read at any later time."""
         history = log.history()
         run(log, history)
-        for user in (0, 1, 2, 3, 99):
-            for at in (int(log.times[-1]) + later, int(log.times[-1]) + 4000):
+        for at in (int(log.times[-1]) + later, int(log.times[-1]) + 4000):
+            for user in (0, 1, 2, 3, 99):
                 expected = brute_force(log, np.array([user]), np.array([at]))
                 ads, times = history.read(user, at)
                 same((ads[None], times[None]), expected)
@@ -184,9 +184,7 @@ class TestByHand:
         history = History(2)
         history.observe(0, 5, 10)
         zero, ten = np.zeros(3, np.int64), np.array([10, 11, 12])
-        ads, _ = history.advance(
-            zero, np.full(3, 5, np.int32), ten, np.ones(3, bool), np.arange(3)
-        )
+        ads, _ = history.advance(zero, np.full(3, 5, np.int32), ten, np.ones(3, bool), np.arange(3))
         assert not ads.any()
         assert not history.read(0, 99)[0].any()
 

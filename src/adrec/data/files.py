@@ -117,7 +117,7 @@ def _count_cells(path: Path, separator: str) -> dict[str, Any]:
     """
     lines = pl.scan_csv(
         path,
-        separator="\x1f",
+        separator="\0",  # in no text, so that a line stays whole
         has_header=False,
         quote_char=None,
         schema={"line": pl.String},

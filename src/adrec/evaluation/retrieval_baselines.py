@@ -362,9 +362,7 @@ def _matrix(rows_P: Ints, ads_P: Ints, ads_A: Ints) -> csr_matrix:
     return csr_matrix((ones, (row_P, column_P[column_P >= 0])), (row_P.max() + 1, len(ads_A)))
 
 
-def _rank(
-    ads_A: Ints, histories: AdLists, k: int, score: Callable[[csr_matrix], Floats]
-) -> Ints:
+def _rank(ads_A: Ints, histories: AdLists, k: int, score: Callable[[csr_matrix], Floats]) -> Ints:
     """The best k active ads of each query outside its history, [Q, k] catalogue rows or −1.
 
     Args:

@@ -5,7 +5,7 @@ features, K tasks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -133,6 +133,23 @@ def candidates_of(
         position_BN=torch.from_numpy(position_BN),
         mask_BN=torch.from_numpy(rows_BN != 0),
     )
+
+
+def crop_histories(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """Let a share of the requests forget all but their most recent items, of a random number.
+
+    A log's users mostly have long histories; users who are new when the model serves have not.
+    """
+    requests = len(batch.query)
+    cropped_B = rng.random(requests) < share
+    histories = []
+    for history in batch.query.histories:
+        length = history.mask_BL.shape[1]
+        kept_B = np.where(cropped_B, rng.integers(0, length, requests), length)
+        recent_BL = np.arange(length)[None, :] >= (length - kept_B)[:, None]
+        mask_BL = history.mask_BL & torch.from_numpy(recent_BL)
+        histories.append(replace(history, mask_BL=mask_BL))
+    return replace(batch, query=replace(batch.query, histories=tuple(histories)))
 
 
 def stack_queries(queries: Sequence[Query]) -> Query:

@@ -26,6 +26,13 @@ _MS_PER_HOUR = 3_600_000.0
 _MAX_HALVINGS = 256  # 2^256 fits a float64 with room for any number of rows
 SMOOTHING = 20.0
 """Impressions' worth of prior in each rate."""
+_PENDING = {
+    "known_at_ms": pl.Int64(),
+    "key": pl.Int64(),
+    "time_ms": pl.Int64(),
+    "task": pl.Int64(),
+    "outcome": pl.Float64(),
+}
 
 
 def outcomes(labels_NK: NDArray[np.float32], tasks: Sequence[Task]) -> NDArray[np.float64]:
@@ -54,7 +61,9 @@ class Counter:
     """[slots, H, 2K]: n of each task, then y of each task, as of `as_of_ms`."""
     as_of_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     pending: list[tuple[int, int, int, int, float]] = field(default_factory=list)
-    """Heap of (known at, key, time, task, outcome): happened, but not known yet."""
+    """Heap of (known at, key, time, task, outcome): happened one at a time, but not known yet."""
+    backlog: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_PENDING))
+    """The same of batches, in the order in which it will be known."""
 
     def __post_init__(self) -> None:
         if not self.sums.size:
@@ -80,18 +89,43 @@ class Counter:
 
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the sums."""
-        tasks = len(self.delays_ms)
+        known = []
         while self.pending and self.pending[0][0] < at_ms:
-            _, key, time_ms, task, outcome = heapq.heappop(self.pending)
-            slot = int(self._slots_of(np.array([key], np.int64))[0])
-            age_ms = float(time_ms - self.as_of_ms[slot])
-            if age_ms > 0:
-                self.sums[slot] *= self._decay(np.array(age_ms))[:, None]
-                self.as_of_ms[slot] = time_ms
-                age_ms = 0.0
-            weight_H = self._decay(np.array(-age_ms))
-            self.sums[slot, :, task] += weight_H
-            self.sums[slot, :, tasks + task] += weight_H * outcome
+            known.append(heapq.heappop(self.pending))
+        if known:
+            _, keys, times, tasks, outcomes = map(np.array, zip(*known, strict=True))
+            self._take(keys, times, tasks, outcomes)
+        count = int(self.backlog["known_at_ms"].to_numpy().searchsorted(at_ms, side="left"))
+        if count:
+            columns = (self.backlog[name][:count].to_numpy() for name in list(_PENDING)[1:])
+            self._take(*columns)
+            self.backlog = self.backlog[count:]
+
+    def _take(
+        self,
+        keys_E: NDArray[np.int64],
+        times_ms_E: NDArray[np.int64],
+        tasks_E: NDArray[np.int64],
+        outcomes_E: NDArray[np.float64],
+    ) -> None:
+        """Add what has become known to the sums."""
+        distinct, of_E = np.unique(keys_E, return_inverse=True)
+        slots_U = self._slots_of(distinct)
+        newest_U = self.as_of_ms[slots_U]
+        np.maximum.at(newest_U, of_E, times_ms_E)
+        age_U = (newest_U - self.as_of_ms[slots_U]).astype(np.float64)
+        self.sums[slots_U] *= self._decay(age_U)[..., None]
+        self.as_of_ms[slots_U] = newest_U
+        weight_EH = self._decay((newest_U[of_E] - times_ms_E).astype(np.float64))
+        slots_E, halves = slots_U[of_E], slice(None)
+        np.add.at(self.sums, (slots_E, halves, tasks_E), weight_EH)
+        tasks_E = tasks_E + len(self.delays_ms)
+        np.add.at(self.sums, (slots_E, halves, tasks_E), weight_EH * outcomes_E[:, None])
+
+    def _waiting(self) -> pl.DataFrame:
+        """All that is not known yet."""
+        single = pl.DataFrame(self.pending, schema=_PENDING, orient="row")
+        return pl.concat([self.backlog, single])
 
     def _decay(self, age_ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """2^(-age / half-life), [..., H]."""
@@ -147,22 +181,23 @@ class Counter:
     ) -> NDArray[np.float64]:
         start, end, tasks = int(times_ms_N[0]), int(times_ms_N[-1]), len(self.delays_ms)
         self._settle(start)
-        waiting, self.pending = self.pending, []
-        late = np.array([(e[1], e[2]) for e in waiting], np.int64).reshape(-1, 2)
-        distinct, group = np.unique(np.concatenate([keys_N, late[:, 0]]), return_inverse=True)
+        waiting = self._waiting()
+        late_keys, late_ms, late_tasks, late_outcomes = (
+            waiting[name].to_numpy() for name in list(_PENDING)[1:]
+        )
+        distinct, group = np.unique(np.concatenate([keys_N, late_keys]), return_inverse=True)
         group = group.astype(np.int64)
         slots_U = self._slots_of(distinct)
         age_U = (start - self.as_of_ms[slots_U]).astype(np.float64)
         base_U = self.sums[slots_U] * self._decay(age_U)[..., None]
         groups_N = group[: len(keys_N)]
         result, final_U = base_U[groups_N], base_U.copy()
-        late_tasks = np.array([e[3] for e in waiting], np.int64)
-        late_outcomes = np.array([e[4] for e in waiting], np.float64)
+        unknown = [pl.DataFrame(schema=_PENDING)]
         for task in range(tasks):
             mine = late_tasks == task
             events = _Events(
                 group=np.concatenate([group[len(keys_N) :][mine], groups_N]),
-                time_ms=np.concatenate([late[mine, 1], times_ms_N]),
+                time_ms=np.concatenate([late_ms[mine], times_ms_N]),
                 delay_ms=int(self.delays_ms[task]),
                 outcome=np.concatenate([late_outcomes[mine], outcomes_NK[:, task]]),
             ).ordered()
@@ -171,17 +206,16 @@ class Counter:
             result[:, :, columns] += events.before(sums, groups_N, times_ms_N)
             everyone = np.arange(len(distinct))
             final_U[:, :, columns] += events.before(sums, everyone, np.full(len(distinct), end))
-            for i in np.flatnonzero(events.known_at_ms >= end):
-                self.pending.append(
-                    (
-                        int(events.known_at_ms[i]),
-                        int(distinct[events.group[i]]),
-                        int(events.time_ms[i]),
-                        task,
-                        float(events.outcome[i]),
-                    )
-                )
-        heapq.heapify(self.pending)
+            rest = np.flatnonzero(events.known_at_ms >= end)
+            columns = (
+                events.known_at_ms[rest],
+                distinct[events.group[rest]],
+                events.time_ms[rest],
+                np.full(len(rest), task),
+                events.outcome[rest],
+            )
+            unknown.append(pl.DataFrame(dict(zip(_PENDING, columns, strict=True))))
+        self.pending, self.backlog = [], pl.concat(unknown).sort("known_at_ms", maintain_order=True)
         self.sums[slots_U] = final_U * self._decay(np.array(float(end - start)))[:, None]
         self.as_of_ms[slots_U] = end
         return result * self._decay((times_ms_N - start).astype(np.float64))[..., None]
@@ -193,11 +227,7 @@ class Counter:
         columns = {f"sum_{i}": flat[:, i] for i in range(flat.shape[1])}
         keys = np.fromiter(self.slots.keys(), np.int64, used)
         pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns).write_parquet(path)
-        names = {"known_at_ms": pl.Int64, "key": pl.Int64, "time_ms": pl.Int64}
-        pending = pl.DataFrame(
-            self.pending, schema=names | {"task": pl.Int64, "outcome": pl.Float64}, orient="row"
-        )
-        pending.write_parquet(path.with_suffix(".pending.parquet"))
+        self._waiting().write_parquet(path.with_suffix(".pending.parquet"))
 
     def restore(self, path: Path) -> None:
         """Read what `save` wrote."""
@@ -206,8 +236,8 @@ class Counter:
         self.as_of_ms = frame["as_of_ms"].to_numpy(writable=True)
         shape = (frame.height, *self.sums.shape[1:])
         self.sums = frame.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
-        self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
-        heapq.heapify(self.pending)
+        waiting = pl.read_parquet(path.with_suffix(".pending.parquet"))
+        self.pending, self.backlog = [], waiting.sort("known_at_ms", maintain_order=True)
 
 
 @dataclass(frozen=True)
@@ -236,7 +266,8 @@ class _Events:
         for h, half_life_ms in enumerate(half_lives_ms):
             weight_E = np.exp2(since_E / half_life_ms)
             columns |= {f"n{h}": weight_E, f"y{h}": weight_E * self.outcome}
-        frame = pl.DataFrame({"group": self.group} | columns)
+        group = pl.Series(self.group).set_sorted()  # which makes `over` about twice as fast
+        frame = pl.DataFrame({"group": group} | columns)
         summed = frame.select(pl.col(name).cum_sum().over("group") for name in columns)
         return summed.to_numpy().reshape(len(self.group), len(half_lives_ms), 2)
 

@@ -280,9 +280,10 @@ def _whole(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, *_READ_ERRORS) as error:
+        what = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{directory} is not a prepared dataset, or it is damaged ({type(error).__name__}: "
-            f"{error}); make it again with `adrec prepare`"
+            f"{directory} is not a prepared dataset, or it is damaged ({what}); make it again with "
+            "`adrec prepare`"
         ) from error
 
 

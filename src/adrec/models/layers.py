@@ -3,6 +3,7 @@
 B batch, N candidates, T prefix tokens, L history items, F categorical fields, D width, H heads.
 """
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -74,13 +75,20 @@ class Dropout(nn.Module):
         return x * (bits >= self._dropped_below).to(x.dtype).mul_(1 / (1 - self.share))
 
 
+def linear(before: int, after: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer that may also take nothing in: a schema without counters, say."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        return nn.Linear(before, after, bias=bias)
+
+
 def mlp(widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear layers with GELU and dropout between, none after the last."""
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(widths)):
         if i:
             layers += [nn.GELU(), Dropout(dropout)]
-        layers.append(nn.Linear(before, after))
+        layers.append(linear(before, after))
     return nn.Sequential(*layers)
 
 

@@ -3,8 +3,11 @@
     user fields, request ─► linear ─► P tokens ─┐
     histories ─► one token an ad ───────────────┼─► prefix ──► blocks ──┐ keys, values
                                                                         ▼
-    ad fields + counters ─► candidate token ──────────────────► blocks ─► c ─┐
-    (prefix summary + ad + counters) ─► DCN V2 cross layers ────────────► x ─┴─► heads
+    ad fields + crosses ─► candidate token ───────────────────► blocks ─► c ─┐
+    (prefix summary + ad + crosses) ─► DCN V2 cross layers ─────────────► x ─┴─► heads
+
+Crosses are what is known of this user and this ad together: the counters, and for each categorical
+field of the ad how many ads of each history share its value (hard search: SIM, Pi et al. 2020).
 
 The user's and request's fields are embedded, joined and projected to P tokens (the auto-split
 tokens of OneTrans, 2510.26104), so the prefix does not grow with the number of fields. A candidate
@@ -13,7 +16,7 @@ cross stream multiplies user and ad features explicitly, which attention alone d
 (AutoInt .8119, DCN V2 .8145 AUC on Criteo_x4: BARS).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,10 +24,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from adrec.features.batches import Batch, Candidates, Query
+from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Query
 from adrec.features.transforms import Layout
 from adrec.models.heads import TaskHeads
-from adrec.models.layers import CrossLayer, FieldEncoder, GapEmbedding, SharedPrefixBlock
+from adrec.models.layers import (
+    CrossLayer,
+    FieldEncoder,
+    GapEmbedding,
+    SharedPrefixBlock,
+    linear,
+)
 from adrec.schema import Strict
 
 
@@ -51,6 +60,8 @@ class RankerConfig(Strict):
     """Hidden width of each task's head."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of units dropped in training."""
+    start_from_two_tower: bool = True
+    """Whether embeddings of the same size start as the two-tower's."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,10 +74,11 @@ class RankerConfig(Strict):
 class Prefix:
     """All that candidates need of their request.
 
-    keys, values: for each block [B, H, T, D/H]; mask_BT: which tokens exist; summary_BD: what the
-    cross stream takes of the request.
+    histories: what candidates are compared with. keys, values: for each block [B, H, T, D/H].
+    mask_BT: which tokens exist. summary_BD: what the cross stream takes of the request.
     """
 
+    histories: tuple[HistoryItems, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask_BT: Tensor
@@ -84,11 +96,10 @@ class Ranker(nn.Module):
         self.request_fields = FieldEncoder(layout.request_sizes, layout.request_dense, dim)
         self.ad_fields = FieldEncoder(layout.ad_sizes, layout.ad_dense, dim)
         known = self.user_fields.width + self.request_fields.width
-        self.field_tokens = nn.Linear(known, config.field_tokens * width)
+        self.field_tokens = linear(known, config.field_tokens * width)
         self.ad_token = nn.Linear(self.ad_fields.width, width)
-        self.counter_token = nn.Sequential(
-            nn.Linear(layout.counters, width), nn.GELU(), nn.Linear(width, width)
-        )
+        crosses = layout.counters + 2 * len(layout.history_lengths) * len(layout.ad_sizes)
+        self.cross_token = nn.Sequential(linear(crosses, width), nn.GELU(), nn.Linear(width, width))
         self.gap = GapEmbedding(width)
         self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
         nn.init.normal_(self.sequence.weight, std=0.02)
@@ -96,10 +107,10 @@ class Ranker(nn.Module):
             SharedPrefixBlock(width, config.heads, config.feed_forward, config.dropout)
             for _ in range(config.layers)
         )
-        self.request_cross = nn.Linear(known, width)
+        self.request_cross = linear(known, width)
         self.history_cross = nn.Linear(width, width, bias=False)
         self.ad_cross = nn.Linear(self.ad_fields.width, width)
-        self.counter_cross = nn.Linear(layout.counters, width, bias=False)
+        self.pair_cross = linear(crosses, width, bias=False)
         self.cross = nn.ModuleList(
             CrossLayer(width, config.cross_rank) for _ in range(config.cross_layers)
         )
@@ -139,20 +150,18 @@ class Ranker(nn.Module):
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
         keys.append(k)
         values.append(v)
-        return Prefix(tuple(keys), tuple(values), mask_BT, summary_BD)
+        return Prefix(query.histories, tuple(keys), tuple(values), mask_BT, summary_BD)
 
     def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
         """Parameters of each task for each candidate, [B, N, 1 or 3]."""
         ad_BND = self.ad_fields(candidates.ads)
-        x_BND = self.ad_token(ad_BND) + self.counter_token(candidates.counters_BNC)
+        shared = [history_matches(history, candidates.ads) for history in prefix.histories]
+        crosses_BNX = torch.cat([candidates.counters_BNC, *shared], dim=-1)
+        x_BND = self.ad_token(ad_BND) + self.cross_token(crosses_BNX)
         blocks = zip(self.blocks, prefix.keys, prefix.values, strict=True)
         for block, keys, values in blocks:
             x_BND = block.candidates(x_BND, keys, values, prefix.mask_BT)
-        x0 = (
-            prefix.summary_BD[:, None]
-            + self.ad_cross(ad_BND)
-            + self.counter_cross(candidates.counters_BNC)
-        )
+        x0 = prefix.summary_BD[:, None] + self.ad_cross(ad_BND) + self.pair_cross(crosses_BNX)
         crossed = x0
         for layer in self.cross:
             crossed = layer(x0, crossed)
@@ -163,6 +172,17 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> list[Tensor]:
         """`score` of a batch with its own requests as prefix."""
         return self.score(self.prefix(batch.query), batch.candidates)
+
+    def start_from(self, tables: Mapping[str, FieldEncoder]) -> None:
+        """Take over embeddings that another model has learned, where the sizes are the same.
+
+        Args:
+            tables: by name of the group: `user_fields`, `request_fields`, `ad_fields`.
+        """
+        for name, learned in tables.items():
+            own = getattr(self, name).table.weight
+            if own.shape == learned.table.weight.shape:
+                own.data.copy_(learned.table.weight.data)
 
     def loss(
         self, batch: Batch, task_weights: Sequence[float], positive_weights: Sequence[float]
@@ -177,3 +197,22 @@ class Ranker(nn.Module):
     def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:
         """Probability or expected value of each task, uncalibrated, [B, N, K]."""
         return self.heads.predictions(self.score(prefix, candidates))
+
+
+def history_matches(history: HistoryItems, ads: Fields) -> Tensor:
+    """For each categorical field, how many items of a history share the candidate's value.
+
+    A missing value (code 0) matches nothing.
+
+    Args:
+        history: one sequence of B requests.
+        ads: candidates [B, N, F].
+
+    Returns:
+        [B, N, 2F]: log(1 + count), and the share of the history's items.
+    """
+    same = history.ads.categorical[:, None] == ads.categorical[:, :, None]
+    same &= history.mask_BL[:, None, :, None] & (ads.categorical != 0)[:, :, None]
+    count_BNF = same.sum(2).float()
+    length_B = history.mask_BL.sum(1).clamp(min=1)
+    return torch.cat([count_BNF.log1p(), count_BNF / length_B[:, None, None]], dim=-1)

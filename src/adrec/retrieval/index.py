@@ -33,7 +33,7 @@ from adrec.retrieval.index_config import (
     choose_kind,
     count_lists,
     count_probes,
-    describe,
+    factory_arguments,
 )
 from adrec.retrieval.inputs import (
     CHUNK_ROWS,
@@ -79,6 +79,7 @@ class AdIndex:
         """Wrap a filled FAISS index; `ads` [A] are its external ids, None where they are 0..A-1."""
         self.kind, self.dim, self.tower, self.config = kind, dim, tower, config
         self._core, self._ads = core, ads
+        self._owner: Any = core  # the FAISS object that frees `core`
         self._rows = int(core.ntotal if ads is None else ads.max() + 1)
         self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
         self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
@@ -119,7 +120,9 @@ class AdIndex:
                 np.random.default_rng(config.seed).choice(n, config.train_rows, replace=False)
             )
         nlist = count_lists(config, n, len(rows))
-        core = faiss.index_factory(*describe(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT)
+        core = faiss.index_factory(
+            *factory_arguments(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT
+        )
         _seed(core, kind, config)
         with _openmp_threads(threads):
             if not core.is_trained:
@@ -207,18 +210,18 @@ class AdIndex:
             core = faiss.read_index(str(path))
         except RuntimeError as error:
             raise _unreadable(path, error) from error
-        ads = None
+        ads, owner = None, core
         if isinstance(core, faiss.IndexIDMap):
-            whole, ads = core, faiss.vector_to_array(core.id_map)
-            core = faiss.downcast_index(whole.index)
-            whole.own_fields = False  # the wrapper dies here; what it wrapped is ours now
-            core.this.own(True)
+            ads = faiss.vector_to_array(core.id_map)
+            core = faiss.downcast_index(core.index)
         if core.ntotal != about.ads or not 0 <= core.d - about.dim < LANES:
             raise BundleError(
                 f"{path}: holds {core.ntotal} ads of width {core.d}, but {_about_path(path).name} "
                 f"says {about.ads} of width {about.dim}. Rebuild it with `adrec train`."
             )
-        return cls(core, ads, about.kind, about.dim, tower, about.config)
+        index = cls(core, ads, about.kind, about.dim, tower, about.config)
+        index._owner = owner
+        return index
 
     def __len__(self) -> int:
         return int(self._core.ntotal)

@@ -82,7 +82,7 @@ def count_probes(config: IndexConfig, nlist: int) -> int:
     return min(nlist, config.nprobe or max(8, nlist // 16))
 
 
-def describe(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
+def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
     """Stored width and FAISS factory string.
 
     Raises:

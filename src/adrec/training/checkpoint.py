@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adrec.errors import CheckpointError
+
+_DAMAGE = (OSError, ValueError, RuntimeError, LookupError, SafetensorError)
 
 
 def save_checkpoint(
@@ -60,16 +63,21 @@ def load_checkpoint(
         old.rename(directory)
     if not directory.exists():
         return None
+    load_weights(directory / "model.safetensors", model)
     try:
-        load_weights(directory / "model.safetensors", model)
         _restore_moments(optimiser, load_file(directory / "optimiser.safetensors"))
         position: dict[str, Any] = json.loads((directory / "position.json").read_text())
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{directory}: cannot be resumed ({str(error).splitlines()[0]}). The model's sizes "
-            "have changed or the files are damaged: restart with --no-resume"
-        ) from error
+        if not isinstance(position, dict):
+            raise ValueError("position.json holds no object")
+    except _DAMAGE as error:
+        raise _unusable(directory, error) from error
     return position
+
+
+def remove_checkpoint(directory: Path) -> None:
+    """Remove a checkpoint folder and what a kill left of one, if they are there."""
+    for suffix in ("", ".old", ".unfinished"):
+        shutil.rmtree(directory.with_name(directory.name + suffix), ignore_errors=True)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -83,8 +91,15 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Read weights into a model of the same shape."""
-    model.load_state_dict(load_file(path))
+    """Read weights into a model of the same shape.
+
+    Raises:
+        CheckpointError: they belong to another model, or are damaged.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except _DAMAGE as error:
+        raise _unusable(path, error) from error
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -105,6 +120,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def _unusable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be used ({str(error).splitlines()[0]}). The model's sizes have changed "
+        "or the files are damaged: restart with --no-resume"
+    )
+
+
 def _moments(optimiser: Optimizer) -> dict[str, Tensor]:
     """Moments as `index.name`, in the order of the optimiser's parameters."""
     return {
@@ -117,7 +139,10 @@ def _moments(optimiser: Optimizer) -> dict[str, Tensor]:
 def _restore_moments(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
     content = optimiser.state_dict()
     content["state"] = {}
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".")
+        if value.ndim and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"moment {key} has the shape {tuple(value.shape)}")
         content["state"].setdefault(int(index), {})[name] = value
     optimiser.load_state_dict(content)

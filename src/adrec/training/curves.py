@@ -8,11 +8,17 @@ from matplotlib.figure import Figure
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Lines of steps and lines of epochs; a step written twice, by a run resumed, counts once."""
+    """Lines of steps and lines of epochs; a step written twice, by a run resumed, counts once.
+
+    A line that a loss of power cut short is left out.
+    """
     steps: dict[tuple[int, int], dict[str, Any]] = {}
     epochs: dict[int, dict[str, Any]] = {}
     for line in path.read_text().splitlines():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
         if "learning_rate" in entry:
             steps[entry["epoch"], entry["step"]] = entry
         else:

@@ -24,11 +24,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from adrec.errors import ConfigError
-from adrec.features.batches import Batch, to_device
+from adrec.features.batches import Batch, crop_histories, to_device
 from adrec.features.dataset import Dataset, cut
 from adrec.progress import Advance, Progress
 from adrec.schema import Strict
-from adrec.training.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from adrec.training.checkpoint import (
+    load_checkpoint,
+    load_weights,
+    remove_checkpoint,
+    save_checkpoint,
+)
 from adrec.training.curves import plot_curves
 from adrec.training.objectives import Objective
 
@@ -38,10 +43,10 @@ class TrainConfig(Strict):
 
     epochs: int = Field(default=3, ge=1)
     """Most passes over the training period."""
-    patience: int = Field(default=1, ge=0)
-    """Epochs without a better validation metric after which training stops."""
+    patience: int = Field(default=1, ge=1)
+    """Training stops once this many epochs in a row have not raised the validation metric."""
     batch_rows: int = Field(default=2048, ge=1)
-    """Impressions a step."""
+    """Impressions a batch, before negatives are left out."""
     accumulate: int = Field(default=1, ge=1)
     """Batches whose gradients are added before a step of the optimiser."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
@@ -63,6 +68,9 @@ class TrainConfig(Strict):
     corrects for it."""
     positive_weight: float = Field(default=1.0, gt=0.0)
     """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
+    crop_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Share of requests whose histories are cut to a random number of recent items, so that the
+    model learns to do with few."""
     valid_requests: int = Field(default=20_000, ge=1)
     """Requests of the validation period that are scored after each epoch, evenly spread."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -108,21 +116,23 @@ def train(
 ) -> Position:
     """Train, and leave the weights of the best epoch in the model.
 
-    Writes into `directory`: checkpoints `last` and `best`, `log.jsonl` with a line every few steps
-    and every epoch, and `curves.png`.
+    Writes into `directory`: checkpoints `last` and `best`, `log.jsonl` with a line every step and
+    every epoch, and `curves.png`. With `resume=False`, what an earlier run left there is removed.
 
     Raises:
         CheckpointError: what is there cannot be resumed.
+        ConfigError: the loss or its gradient is not finite.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
     run = _Run(objective, dataset, config, directory, name, progress or Progress())
     if resume:
         run.resume()
+    else:
+        run.discard()
     with _interruptible() as stop:
         while not run.position.done:
             run.epoch(stop)
-    if (directory / "best").exists():
-        load_weights(directory / "best" / "model.safetensors", objective.model)
+    load_weights(directory / "best" / "model.safetensors", objective.model)
     return run.position
 
 
@@ -159,33 +169,42 @@ class _Run:
             at = f"epoch {self.position.epoch + 1}, step {self.position.step}"
             self._progress.say(f"{self._name}: resuming at {at}")
 
+    def discard(self) -> None:
+        """Remove the checkpoints of an earlier run, so that none of it is ever resumed."""
+        for which in ("last", "best"):
+            remove_checkpoint(self._directory / which)
+
     def epoch(self, stop: threading.Event) -> None:
         """Run what is left of the current epoch, then validate."""
         if self.position.epoch == 0 and self.position.step == 0:
             self._log.write_text("")
         config, at = self._config, self.position
-        plan, keep_N = self._plan(at.epoch)
-        total = int(sum(self._dataset.slate_R[part].sum() for part in plan))
+        plan, rows, keep_N = self._plan(at.epoch)
         what = f"{self._name} epoch {at.epoch + 1}/{config.epochs}"
-        with self._progress.track(what, total) as advance:
-            done = plan[: at.step * config.accumulate]
-            advance(int(sum(self._dataset.slate_R[part].sum() for part in done)), "")
+        done = sum(rows[: at.step * config.accumulate])
+        with self._progress.track(what, sum(rows), done=done) as advance:
             self._steps(plan, keep_N, stop, advance)
-        self._finish_epoch(len(plan))
+        self._finish_epoch()
+        self._leave(stop)
 
-    def _plan(self, epoch: int) -> tuple[list[NDArray[np.int64]], NDArray[np.bool_] | None]:
-        """Requests of each batch of an epoch, and which impressions are kept."""
+    def _plan(
+        self, epoch: int
+    ) -> tuple[list[NDArray[np.int64]], list[int], NDArray[np.bool_] | None]:
+        """Requests and number of impressions of each batch; which impressions are kept."""
         rng = np.random.default_rng([self._config.seed, epoch])
-        requests = self._dataset.requests("train")
+        dataset = self._dataset
         keep_N = None
+        used_N = dataset.ad_N != 0
         if self._config.negative_rate < 1.0:
-            labels_NK = self._dataset.labels_NK
+            labels_NK = dataset.labels_NK
             keep_N = rng.random(len(labels_NK), dtype=np.float32) < self._config.negative_rate
             keep_N |= (labels_NK > 0).any(axis=1)
-            kept_R = np.add.reduceat(keep_N, self._dataset.offset_R[:-1])
-            requests = requests[kept_R[requests] > 0]
-        shuffled = rng.permutation(requests)
-        return cut(shuffled, self._dataset.slate_R[shuffled], self._config.batch_rows), keep_N
+            used_N &= keep_N
+        used_R = np.add.reduceat(used_N, dataset.offset_R[:-1], dtype=np.int64)
+        requests = dataset.requests("train")
+        shuffled = rng.permutation(requests[used_R[requests] > 0])
+        plan = cut(shuffled, dataset.slate_R[shuffled], self._config.batch_rows)
+        return plan, [int(used_R[part].sum()) for part in plan], keep_N
 
     def _steps(
         self,
@@ -206,17 +225,18 @@ class _Run:
             parts = min(config.accumulate, len(plan) - at.step * config.accumulate)
             loss, rows = 0.0, 0
             for _ in range(parts):
-                batch = to_device(next(batches), self._device)
-                part = self._loss(batch, rng) / parts
+                batch = crop_histories(next(batches), config.crop_share, rng)
+                rows += batch.rows
+                part = self._loss(to_device(batch, self._device), rng) / parts
                 part.backward()  # type: ignore[no-untyped-call]
                 loss += float(part.detach())
-                rows += batch.rows
-            if not math.isfinite(loss):
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm))
+            if not math.isfinite(loss + norm):
                 raise ConfigError(
-                    f"{self._name}: the loss is {loss} at epoch {at.epoch + 1}, step {at.step}; "
-                    "lower learning_rate or use precision=float32"
+                    f"{self._name}: the loss is {loss} and its gradient's norm {norm} at epoch "
+                    f"{at.epoch + 1}, step {at.step + 1}; lower learning_rate or use "
+                    "precision=float32"
                 )
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)
             at.step += 1
@@ -254,6 +274,9 @@ class _Run:
         due = time.monotonic() - self._saved_at > self._config.checkpoint_every_s
         if due or stop.is_set():
             self._save("last")
+        self._leave(stop)
+
+    def _leave(self, stop: threading.Event) -> None:
         if stop.is_set():
             raise KeyboardInterrupt(f"{self._name} stopped; the same command resumes it")
 
@@ -263,7 +286,7 @@ class _Run:
         save_checkpoint(self._directory / which, model, self._optimiser, position)
         self._saved_at = time.monotonic()
 
-    def _finish_epoch(self, batches: int) -> None:
+    def _finish_epoch(self) -> None:
         at, config = self.position, self._config
         begun = time.monotonic()
         metrics = dict(self._objective.validate())
@@ -276,9 +299,9 @@ class _Run:
         self._progress.say(f"{self._name} epoch {at.epoch + 1}: loss {loss:.4f}, {shown}")
         better = value > at.best or at.best_epoch < 0
         if better:
-            at.best, at.best_epoch = value, at.epoch
+            at.best, at.best_epoch = -math.inf if math.isnan(value) else value, at.epoch
+        at.done = at.epoch + 1 >= config.epochs or at.epoch - at.best_epoch >= config.patience
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
-        at.done = at.epoch >= config.epochs or at.epoch - at.best_epoch > config.patience + 1
         if better:
             self._save("best")
         self._save("last")

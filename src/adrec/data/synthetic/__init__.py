@@ -25,6 +25,6 @@ A ages, F formats, P places, D devices, L targets, S slate positions, Q requests
 
 from adrec.data.synthetic.config import PRESETS, WorldConfig
 from adrec.data.synthetic.world import World, generate
-from adrec.data.synthetic.write import write_world
+from adrec.data.synthetic.write import read_truth, write_world
 
-__all__ = ["PRESETS", "World", "WorldConfig", "generate", "write_world"]
+__all__ = ["PRESETS", "World", "WorldConfig", "generate", "read_truth", "write_world"]

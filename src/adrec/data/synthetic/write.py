@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adrec.data.synthetic.criteo import criteo_table
 from adrec.data.synthetic.world import World
@@ -37,3 +39,23 @@ def write_world(
             frame.write_parquet(directory / f"{name}.parquet", compression="zstd")
     if schema_yaml is not None:
         (directory / "schema.yaml").write_text(schema_yaml, encoding="utf-8")
+
+
+def read_truth(directory: Path) -> dict[str, NDArray[np.float64]]:
+    """What is known of a written world's impressions: nothing where it is not one.
+
+    Returns:
+        Click and engagement probability and expected revenue (micros) of each impression [N, 3],
+        in the order of the log: the best forecast from what can be observed, and the latent truth.
+    """
+    path = directory / "truth.parquet"
+    if not path.exists():
+        return {}
+    truth = pl.read_parquet(path)
+    names = {"best possible (observable)": "best", "true probabilities": "true"}
+    return {
+        name: truth.select(f"p_click_{kind}", f"p_engagement_{kind}", f"revenue_{kind}_micros")
+        .to_numpy()
+        .astype(np.float64)
+        for name, kind in names.items()
+    }

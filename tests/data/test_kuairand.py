@@ -1,0 +1,98 @@
+"""KuaiRand, read as its module says."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from adrec.data.checks import require_valid
+from adrec.data.kuairand import open_kuairand
+from adrec.errors import DataError
+from data.folders import MIDNIGHT_MS, real, write_kuairand
+
+
+def test_kuairand_maps_videos_to_ads_and_outcomes_to_tasks(tmp_path: Path) -> None:
+    tables = open_kuairand(write_kuairand(tmp_path))
+    require_valid(tables)
+    shown = tables.impressions.frame().collect()
+    assert shown["ad_id"].to_list() == ["10", "11", "10"]
+    assert shown["click"].to_list() == [1.0, 0.0, 1.0]
+    assert shown["long_view"].to_list() == [1.0, 0.0, 0.0]
+    assert shown["play_time"].to_list() == [5000.0, 0.0, 700.0]
+    assert [t.weight for t in tables.schema.tasks] == [1.0, 0.5, 0.3]
+
+
+def test_kuairand_hours_are_those_of_utc_plus_8(tmp_path: Path) -> None:
+    tables = open_kuairand(write_kuairand(tmp_path))
+    times = tables.impressions.frame().collect()["timestamp_ms"].to_list()
+    hour, weekday = tables.schema.clocks
+    assert [hour.at(time_ms) for time_ms in times] == [23, 0, 1]
+    assert [weekday.at(time_ms) for time_ms in times] == [6, 0, 0]  # Sunday, then Monday
+
+
+def test_kuairand_videos(tmp_path: Path) -> None:
+    ads = open_kuairand(write_kuairand(tmp_path)).ad_frame()
+    assert ads["music_type"].to_list() == ["9", None]
+    assert ads["music_id"].to_list() == ["9155697141", "0"]
+    assert ads["tag"].to_list() == ["20", None]
+    assert ads["aspect_ratio"].to_list() == [0.5, None]
+    assert ads["upload_day"].to_list() == [0.0, 830.0]  # 2020: 366, 2021: 365, to 10 April: 99
+
+
+def test_kuairand_outcomes_are_never_features(tmp_path: Path) -> None:
+    schema = open_kuairand(write_kuairand(tmp_path)).schema
+    outcomes = {"is_click", "long_view", "is_like", "is_follow", "is_comment", "play_time_ms"}
+    assert outcomes.isdisjoint(f.source for f in schema.fields)
+
+
+def test_kuairand_histories_join_the_users(tmp_path: Path) -> None:
+    users = open_kuairand(write_kuairand(tmp_path)).user_frame()
+    assert users is not None
+    assert users["user_id"].to_list() == ["1", "2"]
+    assert users["watch_seq"].to_list() == [["11", "10"], ["10"]]
+    assert users["like_seq"].to_list() == [[], ["11"]]
+    assert users["onehot_feat4"].to_list() == ["1", None]
+    assert users["follow_user_num"].to_list() == [5.0, 7.0]
+
+
+def test_kuairand_history_that_reaches_into_the_log_is_dropped(tmp_path: Path) -> None:
+    leaking = {"last_time_ms": [MIDNIGHT_MS - 1, MIDNIGHT_MS + 5]}
+    users = open_kuairand(write_kuairand(tmp_path, histories=leaking)).user_frame()
+    assert users is not None
+    # User 1's history ends with its first logged impression; user 2 has none in the log.
+    assert users["watch_seq"].to_list() == [None, ["10"]]
+
+
+def test_kuairand_names_what_is_missing(tmp_path: Path) -> None:
+    write_kuairand(tmp_path)
+    (tmp_path / "histories.parquet").unlink()
+    with pytest.raises(DataError, match="table 'histories' is missing"):
+        open_kuairand(tmp_path)
+    write_kuairand(tmp_path)
+    videos = pl.read_parquet(tmp_path / "videos.parquet").drop("tag", "author_id")
+    videos.write_parquet(tmp_path / "videos.parquet")
+    with pytest.raises(DataError, match=r"videos\.parquet, column 'tag': the column is missing"):
+        open_kuairand(tmp_path)
+
+
+def test_kuairand_real_data() -> None:
+    tables = open_kuairand(real("kuairand"))
+    require_valid(tables)
+    assert tables.rows() == 194_077
+    log = tables.ordered().collect()
+    rates = log.select(pl.col("click", "long_view").mean()).row(0)
+    assert rates == pytest.approx((0.449, 0.316), abs=0.0005)
+    users = tables.user_frame()
+    assert users is not None
+    assert users.height == 27_285
+    # 27,285 users less 26,469 with a history, and 3 whose history reaches into the log.
+    assert users["watch_seq"].null_count() == 27_285 - 26_469 + 3
+    # Oldest first: where all 50 items are there, the last long view is among the last watched.
+    full = users.filter(
+        (pl.col("watch_seq").list.len() == 50) & (pl.col("long_watch_seq").list.len() > 0)
+    )
+    last = pl.col("long_watch_seq").list.last()
+    first = pl.col("long_watch_seq").list.first()
+    newest = full.select(pl.col("watch_seq").list.tail(15).list.contains(last).mean()).item()
+    oldest = full.select(pl.col("watch_seq").list.head(15).list.contains(first).mean()).item()
+    assert newest > 0.9 > oldest

@@ -1,0 +1,366 @@
+"""State: living through a log gives what reading it in one go gave, and no outcome leaks."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from adrec.data.layouts import open_layout
+from adrec.data.tables import Tables, open_tables
+from adrec.features import counters, histories
+from adrec.features.batches import Fields, Query, gaps, history_items, stack_queries
+from adrec.features.histories import UNKNOWN_MS
+from adrec.features.past import count_strictly_before
+from adrec.features.state import Catalogue, Rows, State
+from adrec.features.transforms import FeatureConfig, Features
+from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema
+
+CONFIG = FeatureConfig(embed_user_id=True)
+
+
+def with_users(schema: Schema) -> Schema:
+    return schema
+
+
+def without_users_table(schema: Schema) -> Schema:
+    """Users have ids, but everyone is new: a history grows from nothing."""
+    return _changed(schema, users_table=False)
+
+
+def without_users(schema: Schema) -> Schema:
+    """As in Criteo's log: nobody has an id."""
+    return _changed(schema, users_table=False, user_id=None)
+
+
+def without_requests(schema: Schema) -> Schema:
+    """Each row is a request; those of one slate have the same time."""
+    return _changed(schema, request_id=None, position=None, propensity=None)
+
+
+def slow_outcomes(schema: Schema) -> Schema:
+    """Clicks are known after an hour, revenue after two days."""
+    delays = {"click": 3_600_000, "engagement": 0, "revenue": 2 * 24 * 3_600_000}
+    tasks = [t.model_dump() | {"delay_ms": delays[t.name]} for t in schema.tasks]
+    return _changed(schema, tasks=tasks)
+
+
+def _changed(schema: Schema, **changes: Any) -> Schema:
+    content = schema.model_dump() | changes
+    if not content["users_table"]:
+        content["fields"] = [f for f in content["fields"] if f["role"] != "user"]
+        if content["user_id"] is not None:
+            grown = {"name": "history", "kind": "sequence", "grows_with": "click", "length": 5}
+            content["fields"].append(grown)
+        else:
+            content["counters"] = [c for c in content["counters"] if USER_ID not in c["columns"]]
+    return Schema.model_validate(content)
+
+
+VARIANTS = [with_users, without_users_table, without_users, without_requests, slow_outcomes]
+
+
+def opened(folder: Path, variant: Callable[[Schema], Schema] = with_users) -> Tables:
+    return open_tables(variant(open_layout("synthetic", folder).schema), folder)
+
+
+def begin(tables: Tables, config: FeatureConfig = CONFIG) -> State:
+    times = tables.impressions.frame().select(TIMESTAMP_MS).collect().to_series()
+    features = Features.fit(tables, config, train_until_ms=int(times.quantile(0.8)))
+    return State.begin(features, Catalogue.of(features, tables.ad_frame()), tables.user_frame())
+
+
+def whole_log(tables: Tables) -> pl.DataFrame:
+    return pl.concat(tables.chunks(1_000_000))
+
+
+def live_through(state: State, log: pl.DataFrame) -> tuple[Query, NDArray[np.float32]]:
+    """Serve a log request by request: visit, query, counters of the slate, then its outcomes."""
+    queries, seen = [], []
+    tasks = [task.name for task in state.schema.tasks]
+    raw = {field.name for field in state.schema.request_fields}
+    rows = list(log.iter_rows(named=True))
+    start = 0
+    while start < len(rows):
+        end, first = start + 1, rows[start]
+        if state.schema.request_id is not None:
+            while end < len(rows) and rows[end][REQUEST_ID] == first[REQUEST_ID]:
+                end += 1
+        context = {name: first[name] for name in raw if name in first}
+        visitor = state.visit(first.get(USER_ID), first[TIMESTAMP_MS], context)
+        queries.append(state.query(visitor))
+        ads = [state.catalogue.directory.row(row[AD_ID]) for row in rows[start:end]]
+        seen.append(state.counters(visitor, np.array(ads)))
+        for row, ad in zip(rows[start:end], ads, strict=True):
+            state.observe(visitor, ad, [row[task] for task in tasks])
+        start = end
+    return stack_queries(queries), np.concatenate(seen)
+
+
+def query_of(state: State, rows: Rows) -> Query:
+    """What `Dataset.query` would make of the rows of a log."""
+    known = np.where(rows.user_R < len(state.static), rows.user_R, 0)
+    items = [history_items(state.catalogue.encoded, ads, gap) for ads, gap in rows.histories]
+    return Query(Fields.of(state.static.take(known)), Fields.of(rows.request), tuple(items))
+
+
+def same(one: Any, other: Any) -> None:
+    """Bit for bit, tensor by tensor."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    else:
+        for name in one.__dataclass_fields__:
+            same(getattr(one, name), getattr(other, name))
+
+
+class TestServingEqualsBatch:
+    @pytest.mark.parametrize("variant", VARIANTS)
+    def test_row_by_row(self, tiny_world: Path, variant: Callable[[Schema], Schema]) -> None:
+        tables = opened(tiny_world, variant)
+        log = whole_log(tables)
+        log = log[: log.height if variant is with_users else 2400]
+        batch, live = begin(tables), begin(tables)
+        rows = batch.advance(log)
+        query, seen = live_through(live, log)
+        same(query, query_of(batch, rows))
+        np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
+        assert rows.counters_NC.any()
+        assert (rows.user_R > 0).all() == (batch.schema.user_id is not None)
+        if rows.histories:
+            assert (rows.histories[0][0] > 0).any()
+
+    @pytest.mark.parametrize("variant", [with_users, without_users_table])
+    def test_both_leave_the_same_state_behind(
+        self, tiny_world: Path, variant: Callable[[Schema], Schema]
+    ) -> None:
+        tables = opened(tiny_world, variant)
+        log = whole_log(tables)
+        batch, live = begin(tables), begin(tables)
+        batch.advance(log[:1200])
+        live_through(live, log[:1200])
+        assert live.users.ids == batch.users.ids
+        one, other = batch.advance(log[1200:]), live.advance(log[1200:])
+        np.testing.assert_allclose(one.counters_NC, other.counters_NC, atol=1e-5)
+        np.testing.assert_array_equal(one.histories[0][0], other.histories[0][0])
+        np.testing.assert_array_equal(one.histories[0][1], other.histories[0][1])
+
+    def test_wherever_the_log_is_cut(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world, slow_outcomes)
+        log = whole_log(tables)
+        whole, pieces = begin(tables), begin(tables)
+        rows = whole.advance(log)
+        cuts = [0, 4, 8, 1000, 1004, 5000, log.height]  # slates of four stay whole
+        parts = [pieces.advance(log[a:b]) for a, b in pairwise(cuts)]
+        for name in ("user_R", "time_ms_R", "slate_R", "ad_N", "labels_NK", "position_N"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(joined, getattr(rows, name))
+        for i in (0, 1):
+            joined = np.concatenate([part.histories[0][i] for part in parts])
+            np.testing.assert_array_equal(joined, rows.histories[0][i])
+        joined = np.concatenate([part.counters_NC for part in parts])
+        np.testing.assert_allclose(joined, rows.counters_NC, atol=1e-6)
+
+    @pytest.mark.parametrize("variant", [with_users, without_users_table, slow_outcomes])
+    def test_after_saving_and_loading(
+        self, tiny_world: Path, tmp_path: Path, variant: Callable[[Schema], Schema]
+    ) -> None:
+        tables = opened(tiny_world, variant)
+        log = whole_log(tables)
+        state = begin(tables)
+        state.advance(log[:4000])
+        state.save(tmp_path)
+        again = State.load(tmp_path, state.features, state.catalogue)
+        assert again.users.ids == state.users.ids
+        query, seen = live_through(again, log[4000:5000])
+        rows = state.advance(log[4000:5000])
+        same(query, query_of(state, rows))
+        np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
+        suffixes = {path.suffix for path in tmp_path.iterdir()}
+        assert suffixes == {".parquet", ".safetensors"}
+
+
+class TestNewUsers:
+    def at(self, log: pl.DataFrame) -> int:
+        return int(log[TIMESTAMP_MS][-1]) + 1000
+
+    def test_strangers_share_nothing(self, tiny_world: Path) -> None:
+        """One stranger's clicks must not look like another's past."""
+        tables = opened(tiny_world)
+        log, state = whole_log(tables), begin(tables)
+        at = self.at(log)
+        ads = np.arange(1, 6)
+        for name in ("stranger", None):
+            visitor = state.visit(name, at, {})
+            for ad in range(1, 6):
+                state.observe(visitor, ad, [1.0, 1.0, 5.0])
+        other = state.counters(state.visit("another", at + 10**7, {}), ads)
+        nobody = state.counters(state.visit(None, at + 10**7, {}), ads)
+        np.testing.assert_array_equal(other, nobody)
+        of_user = 2 * (1 + 3)  # half-lives of [user_id], the first counter
+        assert not other[:, :of_user].any()
+        assert other[:, of_user:].any()  # of the ads themselves much is known
+        assert not state.query(state.visit("another", at + 10**7, {})).histories[0].mask_BL.any()
+
+    def test_a_new_user_is_remembered(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        log, state = whole_log(tables), begin(tables)
+        at = self.at(log)
+        visitor = state.visit("stranger", at, {"device": "mobile"})
+        assert visitor.user == 0
+        state.observe(visitor, 3, [1.0, 0.0, 0.0])
+        state.observe(visitor, 4, [0.0, 0.0, 0.0])
+        later = state.visit("stranger", at + 10**7, {})
+        assert later.user == len(state.users) - 1
+        assert state.history_ads(later).tolist() == [0, 3]
+        counted = state.counters(later, np.array([7]))
+        assert counted[0, 0] == pytest.approx(np.log(3))  # two impressions, never forgotten
+
+    def test_an_id_is_the_same_as_number_and_as_text(self, tiny_world: Path) -> None:
+        state = begin(opened(tiny_world, without_users_table))
+        state.observe(state.visit(7, 1000, {}), 3, [1.0, 0.0, 0.0])
+        assert state.visit("7", 10**7, {}).user == state.visit(7.0, 10**7, {}).user == 1
+
+    def test_a_profile_stands_in_for_what_is_stored(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        state, users = begin(tables), tables.user_frame()
+        assert users is not None
+        row = users.row(0, named=True)
+        profile = {field.name: row[field.name] for field in state.schema.user_fields}
+        stored = state.visit(row[USER_ID], 5, {})
+        told = state.visit(row[USER_ID], 5, {}, profile=profile)
+        assert stored.user == told.user == 1
+        np.testing.assert_array_equal(stored.static.categorical, told.static.categorical)
+        other = state.visit(row[USER_ID], 5, {}, profile={"segment": "no such segment"})
+        assert not np.array_equal(other.static.categorical, stored.static.categorical)
+
+    def test_a_log_without_users_knows_nobody(self, tiny_world: Path) -> None:
+        state = begin(opened(tiny_world, without_users))
+        visitor = state.visit("someone", 1000, {})
+        state.observe(visitor, 3, [1.0, 0.0, 0.0])
+        assert state.visit("someone", 10**7, {}).user == 0
+        assert state.users.ids == []
+        assert state.history_ads(visitor).tolist() == []
+
+
+class TestAds:
+    def test_ads_that_are_not_in_the_catalogue(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        log, state, known = whole_log(tables), begin(tables), begin(tables)
+        strange = log.with_columns(
+            pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("who?")).otherwise(AD_ID)
+            .alias(AD_ID)
+        )  # fmt: skip
+        rows = state.advance(strange)
+        assert ((rows.ad_N == 0) == (strange[AD_ID] == "who?").to_numpy()).all()
+        assert np.isfinite(rows.counters_NC).all()
+        # A click on an ad that nobody knows is no history.
+        expected = known.advance(log).histories[0][0]
+        assert (rows.histories[0][0] != 0).sum() < (expected != 0).sum()
+        _, seen = live_through(begin(tables), strange[:2000])
+        np.testing.assert_allclose(seen, rows.counters_NC[:2000], atol=1e-5)
+
+    def test_a_start_leaves_out_ads_that_are_not_in_the_catalogue(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        state, users = begin(tables), tables.user_frame()
+        assert users is not None
+        known = state.catalogue.directory
+        strange = pl.lit(["?"])
+        changed = users.with_columns(history=pl.concat_list(strange, "history", strange))
+        changed = changed.with_columns(
+            pl.concat_list(pl.lit([1]), "history:times_ms", pl.lit([2])).alias("history:times_ms")
+        )
+        again = State.begin(state.features, state.catalogue, changed)
+        (history,), (expected,) = again.histories, state.histories
+        np.testing.assert_array_equal(history.ads_UL, expected.ads_UL)
+        np.testing.assert_array_equal(history.times_ms_UL, expected.times_ms_UL)
+        row = int(users["history"].list.len().arg_max() or 0)
+        last = [known.row(ad) for ad in users["history"][row].to_list()[-20:]]
+        assert expected.read(row + 1, 10**13)[0].tolist() == last
+
+    def test_row_zero_is_an_ad_of_which_nothing_is_known(self, tiny_world: Path) -> None:
+        state = begin(opened(tiny_world))
+        assert not state.catalogue.encoded.categorical[0].any()
+        assert state.catalogue.bid_micros_A[0] == 0
+        assert (state.catalogue.bid_micros_A[1:] > 0).all()
+
+    def test_a_catalogue_is_saved_and_loaded(self, tiny_world: Path, tmp_path: Path) -> None:
+        catalogue = begin(opened(tiny_world)).catalogue
+        catalogue.save(tmp_path)
+        again = Catalogue.load(tmp_path)
+        assert again.directory.ids == catalogue.directory.ids
+        np.testing.assert_array_equal(again.bid_micros_A, catalogue.bid_micros_A)
+        np.testing.assert_array_equal(again.encoded.categorical, catalogue.encoded.categorical)
+        np.testing.assert_array_equal(again.encoded.dense, catalogue.encoded.dense)
+
+
+def leaking_rows(tables: Tables, log: pl.DataFrame, from_ms: int) -> tuple[int, int]:
+    """Permute the outcomes of all rows from an instant on; count rows whose features change.
+
+    Returns:
+        How many rows up to and with that instant, and how many after it.
+    """
+    tasks = [task.name for task in tables.schema.tasks]
+    later = (log[TIMESTAMP_MS] >= from_ms).to_numpy()
+    order = np.arange(log.height)
+    order[later] = np.random.default_rng(0).permutation(order[later])
+    shuffled = log.with_columns(log[tasks][order])
+    one, other = begin(tables).advance(log), begin(tables).advance(shuffled)
+    changed_R = np.zeros(len(one.user_R), bool)
+    for (ads, gap), (other_ads, other_gap) in zip(one.histories, other.histories, strict=True):
+        changed_R |= (ads != other_ads).any(1) | (gap != other_gap).any(1)
+    changed_R |= (one.request.categorical != other.request.categorical).any(1)
+    changed_R |= (one.request.dense != other.request.dense).any(1)
+    changed_N = np.repeat(changed_R, one.slate_R)
+    changed_N |= (one.counters_NC != other.counters_NC).any(1)
+    at_N = np.repeat(one.time_ms_R, one.slate_R)
+    return int(changed_N[at_N <= from_ms].sum()), int(changed_N[at_N > from_ms].sum())
+
+
+class TestNoLabelLeaks:
+    @pytest.mark.parametrize("share", [0.05, 0.8, 0.9])
+    @pytest.mark.parametrize("variant", [with_users, without_requests])
+    def test_shuffled_outcomes_change_nothing_before(
+        self, tiny_world: Path, variant: Callable[[Schema], Schema], share: float
+    ) -> None:
+        tables = opened(tiny_world, variant)
+        log = whole_log(tables)
+        from_ms = int(log[TIMESTAMP_MS][int(log.height * share)])
+        before, after = leaking_rows(tables, log, from_ms)
+        assert before == 0
+        assert after > 0.5 * log.height * (1 - share)  # so the shuffle did reach the features
+
+    def test_the_detector_notices_ties_that_are_counted(
+        self, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def including_ties(groups: NDArray, known: NDArray, of: NDArray, at: NDArray) -> NDArray:
+            return count_strictly_before(groups, known, of, at + 1)
+
+        def known_at_once(schema: Schema) -> Schema:
+            return _changed(schema, tasks=[t.model_dump() | {"delay_ms": 0} for t in schema.tasks])
+
+        tables = opened(tiny_world, known_at_once)
+        log = whole_log(tables)
+        clicked_at = log.filter(pl.col("click") == 1)[TIMESTAMP_MS]
+        from_ms = int(clicked_at[int(len(clicked_at) * 0.8)])  # the shuffle takes its click away
+        assert leaking_rows(tables, log, from_ms)[0] == 0
+        for module in (counters, histories):
+            monkeypatch.setattr(module, "count_strictly_before", including_ties)
+            assert leaking_rows(tables, log, from_ms)[0] > 0
+            monkeypatch.undo()
+
+
+def test_gaps_by_hand() -> None:
+    """log(1 + hours): 1 hour and 7 hours ago, and a time that is not known."""
+    hour = 3_600_000
+    times = np.array([[UNKNOWN_MS, 2 * hour, 8 * hour]])
+    expected = [[-1.0, np.log(8.0), np.log(2.0)]]
+    np.testing.assert_allclose(gaps(times, np.array([9 * hour])), expected, rtol=1e-6)
