@@ -1,10 +1,16 @@
-"""Fixtures that many tests share: a small synthetic world, written and prepared once a session."""
+"""Fixtures that many tests share, made once a session: a small synthetic world, and a run on it."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
+from adrec import pipeline
+from adrec.config import RunConfig, load_config
 from adrec.data.layouts import open_layout, synthetic_schema
 from adrec.data.splits import SplitConfig
 from adrec.data.synthetic import PRESETS, generate, write_world
@@ -33,3 +39,69 @@ def tiny_dataset(tiny_world: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         split=SplitConfig(),
         config=FeatureConfig(),
     )
+
+
+SMALL: dict[str, Any] = {
+    "two_tower.embedding_dim": 4,
+    "two_tower.hidden": [16],
+    "two_tower.output_dim": 16,
+    "two_tower.history_dim": 8,
+    "two_tower.history_heads": 2,
+    "two_tower.uniform_negatives": 64,
+    "ranker.embedding_dim": 4,
+    "ranker.width": 16,
+    "ranker.layers": 1,
+    "ranker.heads": 2,
+    "ranker.feed_forward": 32,
+    "ranker.field_tokens": 2,
+    "ranker.cross_layers": 1,
+    "ranker.cross_rank": 4,
+    "ranker.head_hidden": 16,
+    "training.two_tower.epochs": 1,
+    "training.two_tower.batch_rows": 512,
+    "training.ranker.epochs": 1,
+    "training.ranker.batch_rows": 256,
+    "training.ranker.learning_rate": 0.005,
+    "serving.candidates": 100,
+}
+"""Settings of models so small that a run on the tiny world takes seconds."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread: weights depend on the number, and the tests share the processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def small_config(tiny_world: Path) -> Callable[..., RunConfig]:
+    """Makes settings of a small run on the tiny world, with some changed: {"path.of.one": value}."""
+
+    def make(changes: dict[str, Any] | None = None) -> RunConfig:
+        return load_config(None, {"data.path": str(tiny_world)} | SMALL | (changes or {}))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_flags(tiny_world: Path) -> list[str]:
+    """The same settings for a command line."""
+    values = {key: str(value).replace(" ", "") for key, value in SMALL.items()}
+    sets = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return ["--data", str(tiny_world), *sets]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    small_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run's folder with one published version, for reading only: copy it to change it."""
+    folder = tmp_path_factory.mktemp("tiny_run")
+    with one_thread():
+        pipeline.run(small_config(), folder)
+    return folder

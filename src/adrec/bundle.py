@@ -22,17 +22,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from adrec.calibration import Calibration
-from adrec.errors import BundleError
+from adrec.errors import BundleError, ConfigError
 from adrec.features.state import Catalogue, State
 from adrec.features.transforms import Features
 from adrec.inference.runtime import Runtime
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
-from adrec.schema import Strict
+from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
@@ -51,6 +51,22 @@ class ServingConfig(Strict):
     """Whether ads in a user's histories are left out: for news and video, not for ads."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of the ranker."""
+
+    def ordered_by(self, schema: Schema) -> str:
+        """What ads are ordered by under a schema: `ecpm` or a task's name.
+
+        Raises:
+            ConfigError: `rank_by` is neither, or is ecpm where ads carry no bids.
+        """
+        tasks = [task.name for task in schema.tasks]
+        choices = tasks if schema.bid_micros is None else ["ecpm", *tasks]
+        if self.rank_by == "auto":
+            return choices[0]
+        if self.rank_by not in choices:
+            raise ConfigError(
+                f"serving.rank_by is '{self.rank_by}'; choose auto, {', '.join(choices)}"
+            )
+        return self.rank_by
 
 
 class FileEntry(Strict):
@@ -96,7 +112,7 @@ class Bundle:
         version = find_version(path)
         try:
             manifest = Manifest.model_validate_json((version / "manifest.json").read_text())
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:  # a ValidationError is a ValueError
             raise BundleError(
                 f"{version}: no readable manifest ({str(error).splitlines()[0]}); "
                 "publish it again with `adrec train`"
@@ -159,7 +175,10 @@ def publish(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Pa
     for path in (*unfinished.rglob("*"), unfinished):
         sync(path)
     final = versions / version
-    unfinished.rename(final)
+    if final.exists():  # the same content, published within this second
+        shutil.rmtree(unfinished)
+    else:
+        unfinished.rename(final)
     sync(versions)
     make_current(root, version)
     return final

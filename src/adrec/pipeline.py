@@ -108,7 +108,9 @@ def prepare_log(
 ) -> Dataset:
     """The prepared log in `out/dataset`, made if it is not there for these settings."""
     directory = out / "dataset"
-    key = _key(config.data, config.split, config.features, _files(config.data.path))
+    data = config.data
+    files = _files(data.path), _files(data.schema_file)
+    key = _key(data, config.split, config.features, *files)
     if resume and _is_done(directory, key):
         progress.say(f"{directory}: prepared already")
         return Dataset(directory)
@@ -132,6 +134,7 @@ def train_stages(
     config: RunConfig, dataset: Dataset, out: Path, *, progress: Progress, resume: bool = True
 ) -> Trained:
     """Train the two-tower and the ranker, or take up where an earlier run stopped."""
+    config.serving.ordered_by(dataset.features.schema)  # a wrong setting must not cost a training
     layout = dataset.features.layout
     prepared = (dataset.directory / "run.json").read_text()
     settings = config.training

@@ -3,8 +3,9 @@
 visit (encode) ─► retrieve ─► rank (calibrated scores) ─► price and order ─► top k
 """
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 
 from adrec.bundle import Bundle, ServingConfig
 from adrec.data.parsing import as_text
-from adrec.errors import RequestError
+from adrec.errors import DataError, RequestError
 from adrec.features.batches import Query, candidates_of, stack_queries
 from adrec.features.dataset import Dataset
 from adrec.features.state import State, Visitor
+from adrec.features.transforms import Features
 from adrec.inference.runtime import Runtime
 from adrec.retrieval.index import AdIndex
 
@@ -26,6 +28,7 @@ Clock = Callable[[], int]
 """Gives the time in UTC milliseconds."""
 
 _SCORE_ROWS = 8192
+_ID = (str, int, float, np.integer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +38,27 @@ class Request:
     user: id; None or one never seen is a new user. context: raw values of the request's fields.
     profile: raw values of the user's fields, instead of those stored. at_ms: time in UTC
     milliseconds; None is now. exclude: ids of ads not to show.
+
+    Raises:
+        RequestError: one of them is of another type.
     """
 
     user: str | int | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] | None = None
     at_ms: int | None = None
-    exclude: Sequence[str | int] = ()
+    exclude: Collection[str | int] = ()
+
+    def __post_init__(self) -> None:
+        for name, fits, wanted in (
+            ("user", self.user is None or isinstance(self.user, _ID), "an id"),
+            ("context", isinstance(self.context, Mapping), "values by field"),
+            ("profile", isinstance(self.profile, Mapping | None), "values by field"),
+            ("at_ms", isinstance(self.at_ms, int | np.integer | None), "whole milliseconds"),
+            ("exclude", _are_ids(self.exclude), "a list of ids"),
+        ):
+            if not fits:
+                raise RequestError(f"{name} is {getattr(self, name)!r}; give {wanted}")
 
 
 @dataclass(frozen=True)
@@ -107,14 +124,8 @@ class Recommender:
         self._clock = clock
         self._tasks = [task.name for task in state.schema.tasks]
         self._bids = state.schema.bid_micros is not None
-        self._rank_by = serving.rank_by
-        if self._rank_by == "auto":
-            self._rank_by = "ecpm" if self._bids else self._tasks[0]
-        if self._rank_by not in (*self._tasks, *(["ecpm"] if self._bids else [])):
-            raise RequestError(
-                f"serving.rank_by is '{serving.rank_by}'; choose auto, "
-                f"{'ecpm, ' if self._bids else ''}{', '.join(self._tasks)}"
-            )
+        self._rank_by = serving.ordered_by(state.schema)
+        self._reading = threading.Lock()  # what becomes known by now is taken in while reading
 
     @classmethod
     def load(cls, directory: Path | str, *, clock: Clock | None = None) -> Self:
@@ -158,7 +169,7 @@ class Recommender:
         context: Mapping[str, Any] | None = None,
         profile: Mapping[str, Any] | None = None,
         at_ms: int | None = None,
-        exclude: Sequence[str | int] = (),
+        exclude: Collection[str | int] = (),
     ) -> Slate:
         """The best k ads for one user; see `Request` for the arguments.
 
@@ -177,11 +188,11 @@ class Recommender:
         if not requests:
             return []
         watch = Stopwatch()
-        with watch("features"):
+        with watch("features"), self._reading:
             visitors = [self._visit(request) for request in requests]
             query = stack_queries([self.state.query(visitor) for visitor in visitors])
-        with watch("retrieve"):
             excluded = [self._excluded(r, v) for r, v in zip(requests, visitors, strict=True)]
+        with watch("retrieve"):
             ads_BN = self.retrieve(query, max(self.serving.candidates, k), excluded)
         with watch("rank"):
             scored = self.rank(visitors, query, ads_BN)
@@ -234,9 +245,10 @@ class Recommender:
 
     def rank(self, visitors: Sequence[Visitor], query: Query, ads_BN: NDArray[np.int64]) -> Scored:
         """Score candidates and compute what they are ordered by."""
-        counters = np.stack(
-            [self.state.counters(v, ads) for v, ads in zip(visitors, ads_BN, strict=True)]
-        )
+        with self._reading:
+            counters = np.stack(
+                [self.state.counters(v, ads) for v, ads in zip(visitors, ads_BN, strict=True)]
+            )
         on_top = np.ones(ads_BN.shape, np.int32)
         candidates = candidates_of(self.state.catalogue.encoded, ads_BN, counters, on_top)
         scores = self.runtime.score(query, candidates)
@@ -244,7 +256,16 @@ class Recommender:
         return Scored(ads_BN, scores, np.where(ads_BN > 0, order, -np.inf))
 
     def score_log(self, dataset: Dataset, requests: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Calibrated scores of logged impressions, [rows, K], in the order of `rows_of`."""
+        """Calibrated scores of logged impressions, [rows, K], in the order of `rows_of`.
+
+        Raises:
+            DataError: the log was prepared with other features than the models were trained on.
+        """
+        if _encoding(dataset.features) != _encoding(self.state.features):
+            raise DataError(
+                f"{dataset.directory} was prepared with other features than version {self.version} "
+                "was trained on; train on it, or evaluate the run that it belongs to"
+            )
         batches = dataset.in_order(requests, _SCORE_ROWS)
         return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
 
@@ -276,6 +297,23 @@ class Recommender:
             value_micros=float(scores[0] * bid) if self._bids else None,
             order_by=float(scored.order_BN[request, place]),
         )
+
+
+def _are_ids(value: object) -> bool:
+    return (
+        isinstance(value, Collection)
+        and not isinstance(value, str | Mapping)
+        and all(isinstance(one, _ID) for one in value)
+    )
+
+
+def _encoding(features: Features) -> tuple[object, ...]:
+    """All that decides which number stands for what."""
+    schema = features.schema
+    groups = (features.user, features.request, features.ad)
+    tasks = [(task.name, task.kind, task.delay_ms) for task in schema.tasks]
+    fields = [group.encoders for group in groups]
+    return fields, schema.sequences, schema.counters, tasks, features.priors.tolist()
 
 
 class Stopwatch:

@@ -1,5 +1,6 @@
 """The ranker: a cached prefix gives what the whole does, and a score does not see the slate."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,11 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adrec.features.batches import Batch, Candidates, Fields, Query, candidates_of
+from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Query, candidates_of
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.layers import SharedPrefixBlock
-from adrec.models.ranker import Ranker, RankerConfig
+from adrec.models.ranker import Ranker, RankerConfig, history_matches
+from adrec.models.two_tower import TwoTower, TwoTowerConfig
 
 SMALL = RankerConfig(
     embedding_dim=4, width=32, layers=3, heads=4, feed_forward=64, cross_rank=8, head_hidden=16
@@ -94,16 +96,23 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
     query, config = batch.query, model.config
     known = torch.cat([model.user_fields(query.user), model.request_fields(query.request)], -1)
     tokens = list(model.field_tokens(known)[request].view(config.field_tokens, config.width))
-    past = []
+    past, shared = [], []
+    c = batch.candidates
     for i, history in enumerate(query.histories):
         items = model.ad_token(model.ad_fields(history.ads)) + model.gap(history.gap_BL)
         for item, there in zip(items[request], history.mask_BL[request], strict=True):
             if there:  # what is masked is simply not in the sequence
                 past.append(item + model.sequence.weight[i])
-    c = batch.candidates
+        own, there = c.ads.categorical[request, place], history.mask_BL[request]
+        counts = [
+            sum(int(code == value != 0) for code in column)
+            for column, value in zip(history.ads.categorical[request][there].T, own, strict=True)
+        ]
+        shared += [math.log1p(count) for count in counts]
+        shared += [count / max(1, int(there.sum())) for count in counts]
     ad = model.ad_fields(c.ads)[request, place]
-    counters = c.counters_BNC[request, place]
-    x_TD = torch.stack([*tokens, *past, model.ad_token(ad) + model.counter_token(counters)])
+    crosses = torch.cat([c.counters_BNC[request, place], torch.tensor(shared)])
+    x_TD = torch.stack([*tokens, *past, model.ad_token(ad) + model.cross_token(crosses)])
     for block in model.blocks:
         x_TD = naive_block(block, x_TD)
     mean = torch.stack(past).mean(0) if past else torch.zeros(config.width)
@@ -111,7 +120,7 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
         model.request_cross(known)[request]
         + model.history_cross(mean)
         + model.ad_cross(ad)
-        + model.counter_cross(counters)
+        + model.pair_cross(crosses)
     )
     crossed = x0
     for layer in model.cross:
@@ -215,6 +224,44 @@ def test_an_unknown_position_is_read_as_the_top_one(
     assert not any(torch.equal(second, top) for second, top in zip(at(2), at(1), strict=True))
     # A position lower than any seen in training has the bias of the lowest seen (the world has 4).
     assert all(torch.equal(far, last) for far, last in zip(at(99), at(4), strict=True))
+
+
+def test_history_matches_by_hand() -> None:
+    # Two fields. The history holds (5, 1), (5, 0), (6, 2), and a (5, 1) that is masked.
+    history = HistoryItems(
+        ads=Fields(torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]), torch.zeros((1, 4, 0))),
+        gap_BL=torch.zeros((1, 4)),
+        mask_BL=torch.tensor([[True, True, True, False]]),
+    )
+    # (5, 1): twice and once of 3. (7, 0): never, and a missing value matches nothing.
+    found = history_matches(history, Fields(torch.tensor([[[5, 1], [7, 0]]]), torch.zeros(1, 2, 0)))
+    expected = [[math.log(3), math.log(2), 2 / 3, 1 / 3], [0.0, 0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_nothing_matches_an_empty_history() -> None:
+    history = HistoryItems(
+        ads=Fields(torch.ones((1, 3, 2), dtype=torch.int32), torch.zeros((1, 3, 0))),
+        gap_BL=torch.zeros((1, 3)),
+        mask_BL=torch.zeros((1, 3), dtype=torch.bool),
+    )
+    ads = Fields(torch.ones((1, 5, 2), dtype=torch.int32), torch.zeros((1, 5, 0)))
+    assert (history_matches(history, ads) == torch.zeros((1, 5, 4))).all()
+
+
+def test_it_can_start_from_the_two_towers_embeddings(layout: Layout) -> None:
+    torch.manual_seed(1)
+    tower = TwoTower(TwoTowerConfig(embedding_dim=4, hidden=(8,), output_dim=4), layout)
+    other = TwoTower(TwoTowerConfig(embedding_dim=8, hidden=(8,), output_dim=4), layout)
+    model = Ranker(SMALL, layout)
+    before = model.ad_fields.table.weight.clone()
+    model.start_from(other.embeddings)  # of another size: nothing to take over
+    assert torch.equal(model.ad_fields.table.weight, before)
+    model.start_from(tower.embeddings)
+    for name, encoder in tower.embeddings.items():
+        own = getattr(model, name).table.weight
+        assert torch.equal(own, encoder.table.weight)
+        assert own.data_ptr() != encoder.table.weight.data_ptr()  # a copy, not shared
 
 
 # --- the loss -----------------------------------------------------------------------------------

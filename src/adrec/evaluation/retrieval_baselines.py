@@ -99,10 +99,10 @@ def queries(dataset: Dataset, most: int = 10_000) -> Queries:
     distinct, first = np.unique(visitor_R[test], return_index=True)
     clicked = np.isin(distinct, owner_P)
     visitors_Q, requests_Q = distinct[clicked], test[first[clicked]]
-    past = [_histories(dataset, requests_Q), *_past(dataset)]
+    past_owner_P, past_ad_P = _join([_histories(dataset, requests_Q), *_past(dataset)])
     size = len(dataset.catalogue)
     target = _pairs(visitors_Q, owner_P, ad_P, size)
-    seen = _pairs(visitors_Q, *map(np.concatenate, zip(*past, strict=True)), size)
+    seen = _pairs(visitors_Q, past_owner_P, past_ad_P, size)
     target = target[~np.isin(target, seen)]
     targets, seen_lists = (_lists(pairs, len(visitors_Q), size) for pairs in (target, seen))
     asked = np.flatnonzero(np.diff(targets.offsets))
@@ -136,10 +136,7 @@ class _ItemToItem(ABC):
     a known ad in the history, and among ads of equal score, popularity decides.
     """
 
-    def __init__(self, max_ads: int) -> None:
-        if max_ads < 1:
-            raise ConfigError(f"max_ads is {max_ads}; at least 1 is needed")
-        self._max_ads = max_ads
+    _max_ads: int | None = None
 
     @abstractmethod
     def _weights(self, met_UA: csr_matrix) -> Any:
@@ -182,12 +179,13 @@ class Ease(_ItemToItem):
         """Choose how strongly to regularise, and how many ads to keep: the most frequent.
 
         Raises:
-            ConfigError: a regulariser that is not positive, or no ads.
+            ConfigError: one of them is not positive.
         """
-        super().__init__(max_ads)
-        if not regulariser > 0:
-            raise ConfigError(f"regulariser is {regulariser}; EASE needs a positive one")
-        self._regulariser = regulariser
+        if not (regulariser > 0 and max_ads > 0):
+            raise ConfigError(
+                f"regulariser is {regulariser} and max_ads {max_ads}; EASE needs both above 0"
+            )
+        self._regulariser, self._max_ads = regulariser, max_ads
 
     def _weights(self, met_UA: csr_matrix) -> Any:
         return ease_weights(met_UA, self._regulariser)
@@ -198,15 +196,12 @@ class ItemKnn(_ItemToItem):
 
     name = "item kNN"
 
-    def __init__(
-        self, *, shrinkage: float = 10.0, neighbours: int = 200, max_ads: int = 1_000_000
-    ) -> None:
-        """Choose the shrinkage, the neighbours kept of each ad, and how many ads to keep.
+    def __init__(self, *, shrinkage: float = 10.0, neighbours: int = 200) -> None:
+        """Choose the shrinkage and how many neighbours of each ad to keep.
 
         Raises:
-            ConfigError: a negative shrinkage, or no neighbours or ads.
+            ConfigError: a negative shrinkage, or no neighbours.
         """
-        super().__init__(max_ads)
         if shrinkage < 0 or neighbours < 1:
             raise ConfigError(
                 f"shrinkage is {shrinkage} and neighbours {neighbours}; at least 0 and 1 are needed"
@@ -215,6 +210,13 @@ class ItemKnn(_ItemToItem):
 
     def _weights(self, met_UA: csr_matrix) -> Any:
         return cosine_weights(met_UA, self._shrinkage, self._neighbours)
+
+
+def retrieval_rivals(dataset: Dataset) -> tuple[RetrievalRival, ...]:
+    """All that a log allows, not fitted yet: without users there is no item-to-item."""
+    if not len(user_item_pairs(dataset)[1]):
+        return (PopularAds(),)
+    return PopularAds(), item_to_item(dataset)
 
 
 def item_to_item(dataset: Dataset) -> Ease | ItemKnn:
@@ -288,8 +290,8 @@ def user_item_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     pairs = _past(dataset)
     for history in dataset.state("test").histories:
         user_P, place_P = np.nonzero(history.ads_UL)
-        pairs.append((user_P, history.ads_UL[user_P, place_P]))
-    user, ad = (np.concatenate(side).astype(np.int64) for side in zip(*pairs, strict=True))
+        pairs.append((user_P, history.ads_UL[user_P, place_P].astype(np.int64)))
+    user, ad = _join(pairs)
     size = len(dataset.catalogue)
     distinct = np.unique((user * size + ad)[user > 0])
     return distinct // size, distinct % size
@@ -316,14 +318,13 @@ def _positives(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
 
 def _histories(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
     """Visitor and ad of each item in the histories as of some requests."""
-    visitors, ads = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     owner_B = _visitors(dataset)[requests_B]
+    pairs = [(owner_B[:0], owner_B[:0])]
     for ads_RL, _ in dataset.histories:
         ads_BL = ads_RL[requests_B]
         row, place = np.nonzero(ads_BL)
-        visitors.append(owner_B[row])
-        ads.append(ads_BL[row, place].astype(np.int64))
-    return np.concatenate(visitors), np.concatenate(ads)
+        pairs.append((owner_B[row], ads_BL[row, place].astype(np.int64)))
+    return _join(pairs)
 
 
 def _past(dataset: Dataset) -> list[tuple[Ints, Ints]]:
@@ -331,6 +332,11 @@ def _past(dataset: Dataset) -> list[tuple[Ints, Ints]]:
     first = np.unique(dataset.user_R, return_index=True)[1]  # requests are in time order
     first = first[first < dataset.requests("test")[0]]
     return [_histories(dataset, first), _positives(dataset, _before_test(dataset))]
+
+
+def _join(pairs: list[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    owners, ads = zip(*pairs, strict=True)
+    return np.concatenate(owners), np.concatenate(ads)
 
 
 def _pairs(visitors_Q: Ints, owner_P: Ints, ad_P: Ints, size: int) -> Ints:
@@ -386,15 +392,9 @@ def _rank(ads_A: Ints, histories: AdLists, k: int, score: Callable[[csr_matrix],
         shape = (len(part.offsets) - 1, active)
         scores = score(csr_matrix((np.ones(len(cells), np.float32), (row, column)), shape))
         scores[row, column] = -np.inf
-        best = _top(scores, min(k, active))
-        found = np.take_along_axis(scores, best, axis=1) > -np.inf
-        ranked[start : start + shape[0], : best.shape[1]] = np.where(found, ads_A[best], -1)
+        best = np.argpartition(-scores, min(k, active) - 1, axis=1)[:, :k]
+        value = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-value, axis=1, kind="stable")
+        ads = np.where(value > -np.inf, ads_A[best], -1)
+        ranked[start : start + shape[0], : best.shape[1]] = np.take_along_axis(ads, order, axis=1)
     return ranked
-
-
-def _top(scores_QA: Floats, k: int) -> Ints:
-    """Columns of the k highest scores of each row, best first, [Q, k]."""
-    best = np.argpartition(-scores_QA, k - 1, axis=1)[:, :k]
-    order = np.argsort(-np.take_along_axis(scores_QA, best, axis=1), axis=1, kind="stable")
-    top: Ints = np.take_along_axis(best, order, axis=1)
-    return top

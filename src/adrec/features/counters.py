@@ -95,6 +95,8 @@ class Counter:
         if known:
             _, keys, times, tasks, outcomes = map(np.array, zip(*known, strict=True))
             self._take(keys, times, tasks, outcomes)
+        if not self.backlog.height:
+            return
         count = int(self.backlog["known_at_ms"].to_numpy().searchsorted(at_ms, side="left"))
         if count:
             columns = (self.backlog[name][:count].to_numpy() for name in list(_PENDING)[1:])
@@ -117,10 +119,12 @@ class Counter:
         self.sums[slots_U] *= self._decay(age_U)[..., None]
         self.as_of_ms[slots_U] = newest_U
         weight_EH = self._decay((newest_U[of_E] - times_ms_E).astype(np.float64))
-        slots_E, halves = slots_U[of_E], slice(None)
-        np.add.at(self.sums, (slots_E, halves, tasks_E), weight_EH)
-        tasks_E = tasks_E + len(self.delays_ms)
-        np.add.at(self.sums, (slots_E, halves, tasks_E), weight_EH * outcomes_E[:, None])
+        tasks, slots_E = len(self.delays_ms), slots_U[of_E]
+        for task in range(tasks):
+            mine = tasks_E == task
+            weight, slots = weight_EH[mine], slots_E[mine]
+            np.add.at(self.sums[..., task], slots, weight)
+            np.add.at(self.sums[..., tasks + task], slots, weight * outcomes_E[mine, None])
 
     def _waiting(self) -> pl.DataFrame:
         """All that is not known yet."""
@@ -207,14 +211,17 @@ class Counter:
             everyone = np.arange(len(distinct))
             final_U[:, :, columns] += events.before(sums, everyone, np.full(len(distinct), end))
             rest = np.flatnonzero(events.known_at_ms >= end)
-            columns = (
-                events.known_at_ms[rest],
-                distinct[events.group[rest]],
-                events.time_ms[rest],
-                np.full(len(rest), task),
-                events.outcome[rest],
+            unknown.append(
+                pl.DataFrame(
+                    {
+                        "known_at_ms": events.known_at_ms[rest],
+                        "key": distinct[events.group[rest]],
+                        "time_ms": events.time_ms[rest],
+                        "task": np.full(len(rest), task),
+                        "outcome": events.outcome[rest],
+                    }
+                )
             )
-            unknown.append(pl.DataFrame(dict(zip(_PENDING, columns, strict=True))))
         self.pending, self.backlog = [], pl.concat(unknown).sort("known_at_ms", maintain_order=True)
         self.sums[slots_U] = final_U * self._decay(np.array(float(end - start)))[:, None]
         self.as_of_ms[slots_U] = end
