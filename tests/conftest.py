@@ -78,6 +78,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.fixture
+def on_one_thread() -> Iterator[None]:
+    """As `one_thread`, for a test."""
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_config(tiny_world: Path) -> Callable[..., RunConfig]:
     """Makes settings of a small run on the tiny world, with some changed: {"path.of.one": value}."""

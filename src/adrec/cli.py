@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from adrec.errors import (
     AdRecError,
@@ -34,8 +35,35 @@ if TYPE_CHECKING:
     from adrec.features.dataset import Dataset
     from adrec.recommender import Recommender, Request, Slate
 
+_CODES: dict[type[AdRecError], int] = {
+    ConfigError: 2,
+    DataError: 3,
+    CheckpointError: 4,
+    BundleError: 4,
+    RequestError: 5,
+}
+
+
+class _Commands(TyperGroup):
+    """Turns errors into one line and an exit code, and Ctrl-C into what to do next."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except AdRecError as error:
+            notes.print(
+                f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True
+            )
+            raise typer.Exit(_CODES.get(type(error), 2)) from error
+        except KeyboardInterrupt as stopped:
+            notes.print(f"stopped. {stopped}", markup=False, highlight=False)
+            raise typer.Exit(130) from stopped
+
+
 app = typer.Typer(
     name="adrec",
+    cls=_Commands,
     help="A two-stage ad recommender: train on an impression log, prove it offline, recommend.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -72,24 +100,10 @@ Run = Annotated[Path, typer.Argument(help="Folder of a run or of a published ver
 
 
 def main() -> None:
-    """Run the command line, turning errors into one line and an exit code."""
+    """Run the command line."""
     # Idle OpenMP threads must sleep: torch and FAISS each have a pool, and spinning starves both.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    codes: dict[type[AdRecError], int] = {
-        ConfigError: 2,
-        DataError: 3,
-        CheckpointError: 4,
-        BundleError: 4,
-        RequestError: 5,
-    }
-    try:
-        app()
-    except AdRecError as error:
-        notes.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(codes.get(type(error), 2))
-    except KeyboardInterrupt as stopped:
-        notes.print(f"stopped. {stopped}", highlight=False)
-        sys.exit(130)
+    app()
 
 
 @app.callback(invoke_without_command=True)
@@ -312,14 +326,13 @@ def evaluate(
     config = _run_config(folder, flags | parse_overrides(settings or []))
     if against is not None:
         pair = Recommender.load(folder), Recommender.load(against)
-        result = compare(*pair, Dataset(folder / "dataset"), config.evaluation)
+        result = compare(*pair, Dataset(_run_of(folder) / "dataset"), config.evaluation)
         out.print(comparison_table(result))
     else:
         _, _, result = _evaluate(folder, config, Progress(notes), report)
         for table in result_tables(result):
             out.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1))
+    _write_json(json_file, result)
     _footer(begun)
 
 
@@ -332,7 +345,10 @@ def recommend(
         typer.Option(help='JSON: {"user": "17", "context": {"device": "mobile"}}; - reads stdin.'),
     ] = None,
     users: Annotated[
-        Path | None, typer.Option(help="File with a user id or a JSON request a line.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="File with a user id or a JSON request a line."
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", help="Ads a request.")] = 10,
     context: Annotated[
@@ -345,6 +361,8 @@ def recommend(
 
     if sum(given is not None for given in (user, request, users)) != 1:
         raise ConfigError("give one of --user, --request and --users")
+    if context and user is None:
+        raise ConfigError("--context belongs to --user; put it into the JSON request")
     if user is not None:
         asked = [Request(user=user, context=_pairs(context or []))]
     elif request is not None:
@@ -364,10 +382,12 @@ def recommend(
 @app.command()
 def bench(
     folder: Run,
-    requests: Annotated[int, typer.Option(help="Requests to time.")] = 200,
-    batch: Annotated[int, typer.Option(help="Requests answered together in the batch row.")] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Requests to time.")] = 200,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Requests answered together in the batch row.")
+    ] = 16,
     k: Annotated[int, typer.Option("-k", help="Ads a request.")] = 10,
-    threads: Annotated[int | None, typer.Option(help="Threads of the models.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the models.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Time a bundle in this process, end to end and by stage."""
@@ -398,8 +418,7 @@ def bench(
     for case, rate in rates.items():
         out.print(f"{case}: {rate:,.0f} requests/s, {torch.get_num_threads()} threads")
         rows.append({"case": case, "metric": "rate", "value": rate, "unit": "requests/s"})
-    if json_file is not None:
-        json_file.write_text(json.dumps(rows, indent=1))
+    _write_json(json_file, rows)
 
 
 @app.command()
@@ -461,7 +480,8 @@ def _evaluate(
     from adrec.features.dataset import Dataset
     from adrec.recommender import Recommender
 
-    dataset = Dataset(folder / "dataset")
+    run = _run_of(folder)
+    dataset = Dataset(run / "dataset")
     recommender = Recommender.load(folder)
     rivals = config.evaluation.rivals
     truth = read_truth(config.data.path) if config.data.path is not None else {}
@@ -475,12 +495,26 @@ def _evaluate(
         progress=progress,
     )
     title = f"adrec: {dataset.features.schema.name}"
-    path = report or folder / "report.html"
+    path = report or run / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
     training = find_version(folder) / "training"
     write_report(result, path, title=title, training=training)
-    (folder / "evaluation.json").write_text(json.dumps(result, indent=1))
+    _write_json(run / "evaluation.json", result)
     progress.say(f"report: {path.resolve()}")
     return recommender, dataset, result
+
+
+def _run_of(folder: Path) -> Path:
+    """The run that a version belongs to: its folder of versions."""
+    from adrec.bundle import find_version
+
+    return find_version(folder).absolute().parents[1]
+
+
+def _write_json(path: Path | None, content: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1))
 
 
 def _describe(dataset: "Dataset") -> None:

@@ -91,8 +91,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     if path is not None:
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            what = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"{path}: cannot be read: {what}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(found, dict):
@@ -107,14 +108,17 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
     """Turn `key.path=value` into a mapping; values are read as YAML.
 
     Raises:
-        ConfigError: no '=' in one.
+        ConfigError: no '=' in one, or a value that is not YAML.
     """
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {setting}: expected KEY.PATH=VALUE")
-        parsed[key.strip()] = yaml.safe_load(value)
+        try:
+            parsed[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
     return parsed
 
 

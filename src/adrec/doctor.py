@@ -62,11 +62,13 @@ def _faiss() -> Finding:
 
 
 def _processor() -> Finding:
-    import torch
-
-    from adrec.training.loop import has_native_bf16
-
     cores = len(os.sched_getaffinity(0))
+    try:
+        import torch
+
+        from adrec.training.loop import has_native_bf16
+    except (ImportError, OSError):  # torch has a finding of its own
+        return Finding("processor", "ok", f"{cores} cores")
     found = f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"
     if has_native_bf16():
         return Finding("processor", "ok", f"{found}, bf16")

@@ -230,6 +230,7 @@ def test_history_matches_by_hand() -> None:
     # Two fields. The history holds (5, 1), (5, 0), (6, 2), and a (5, 1) that is masked.
     history = HistoryItems(
         ads=Fields(torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]), torch.zeros((1, 4, 0))),
+        row_BL=torch.ones((1, 4), dtype=torch.int64),
         gap_BL=torch.zeros((1, 4)),
         mask_BL=torch.tensor([[True, True, True, False]]),
     )
@@ -242,6 +243,7 @@ def test_history_matches_by_hand() -> None:
 def test_nothing_matches_an_empty_history() -> None:
     history = HistoryItems(
         ads=Fields(torch.ones((1, 3, 2), dtype=torch.int32), torch.zeros((1, 3, 0))),
+        row_BL=torch.ones((1, 3), dtype=torch.int64),
         gap_BL=torch.zeros((1, 3)),
         mask_BL=torch.zeros((1, 3), dtype=torch.bool),
     )

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from adrec.features.batches import Batch, Fields
+from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, history_items
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.losses import binary_loss, log_expected_count
-from adrec.models.two_tower import Pool, TwoTower, TwoTowerConfig
-from adrec.training.objectives import positive_share
+from adrec.models.two_tower import Draws, Positives, Shares, TwoTower, TwoTowerConfig
+from adrec.training.objectives import positive_shares
 
 SMALL = TwoTowerConfig(
     embedding_dim=4, hidden=(32,), output_dim=16, history_dim=8, history_heads=2, dropout=0.0
@@ -26,8 +26,8 @@ def layout(tiny_dataset: Dataset) -> Layout:
 
 
 @pytest.fixture(scope="module")
-def share(tiny_dataset: Dataset) -> torch.Tensor:
-    return torch.from_numpy(positive_share(tiny_dataset))
+def shares(tiny_dataset: Dataset) -> Shares:
+    return Shares(*(torch.from_numpy(share) for share in positive_shares(tiny_dataset)))
 
 
 @pytest.fixture
@@ -49,14 +49,15 @@ def batch(tiny_dataset: Dataset) -> Batch:
     return batch
 
 
-def pool_of(dataset: Dataset, rows: list[int] | np.ndarray) -> Pool:
+def draws_of(dataset: Dataset, rows: list[int] | np.ndarray, requests: int = 64) -> Draws:
     at = np.asarray(rows, np.int64)
-    return Pool(torch.from_numpy(at), Fields.of(dataset.catalogue.encoded.take(at)))
+    cuts = torch.rand(requests, generator=torch.Generator().manual_seed(0))
+    return Draws(torch.from_numpy(at), Fields.of(dataset.catalogue.encoded.take(at)), cuts)
 
 
-def uniform(dataset: Dataset, count: int = 100) -> Pool:
+def uniform(dataset: Dataset, count: int = 100, requests: int = 64) -> Draws:
     rng = np.random.default_rng(1)
-    return pool_of(dataset, rng.integers(1, len(dataset.catalogue), count))
+    return draws_of(dataset, rng.integers(1, len(dataset.catalogue), count), requests)
 
 
 # --- shapes and sizes ---------------------------------------------------------------------------
@@ -97,44 +98,119 @@ def test_the_default_sizes_are_those_of_the_design(layout: Layout) -> None:
 # --- the loss -----------------------------------------------------------------------------------
 
 
-def test_the_loss_of_both_parts_by_loops(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+def softmax_by_loops(
+    users: torch.Tensor,
+    catalogue: torch.Tensor,
+    temperature: float,
+    positives: list[tuple[int, int, set[int]]],
+    uniform: list[int],
+    share: torch.Tensor,
+) -> float:
+    """Mean loss of positives (user, ad, ads that are no negatives), one pool entry at a time."""
+    entries = sorted({ad for _, ad, _ in positives}) + uniform
+    counts = log_expected_count(share.double(), len(positives), len(uniform), len(share) - 1)
+    total = 0.0
+    for user, own, spared in positives:
+        logits = {
+            row: float(users[user] @ catalogue[row] / temperature - counts[row])
+            for row in {own, *entries}
+        }
+        others = [logits[row] for row in entries if row not in spared]
+        total += math.log(math.exp(logits[own]) + sum(map(math.exp, others))) - logits[own]
+    return total / len(positives)
+
+
+def test_the_loss_by_loops(
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
-    """The whole loss again, one positive and one pool entry at a time."""
-    pool = uniform(tiny_dataset)
+    draws = uniform(tiny_dataset)
     with torch.inference_mode():
         users = model.users(batch.query).double()
         catalogue = model.ads(Fields.of(tiny_dataset.catalogue.encoded)).double()
-        found = float(model.loss(batch, pool, share))
+        found = float(model.loss(batch, draws, shares))
+        past = model._past_positives(batch.query, draws.cut_B)
     real = batch.candidates.mask_BN.nonzero().tolist()
-    clicked = [(b, n) for b, n in real if batch.labels_BNK[b, n, 0] > 0]
     scale, bias = model.scale.item(), model.bias.item()
     temperature = model.log_temperature.exp().item()
-    pointwise = 0.0
+    pointwise, clicked = 0.0, []
     for b, n in real:
-        cosine = float(users[b] @ catalogue[batch.ad_row_BN[b, n]])
-        p = 1 / (1 + math.exp(-(scale * cosine + bias)))
-        pointwise -= math.log(p if (b, n) in clicked else 1 - p)
-    entries = sorted({int(batch.ad_row_BN[b, n]) for b, n in clicked}) + pool.rows_U.tolist()
-    counts = log_expected_count(share.double(), len(clicked), 100, len(share) - 1)
-    softmax = 0.0
-    for b, n in clicked:
-        own = int(batch.ad_row_BN[b, n])
-        ads_of_request = {int(batch.ad_row_BN[x, y]) for x, y in clicked if x == b}
-
-        def logit(row: int, b: int = b) -> float:
-            return float(users[b] @ catalogue[row] / temperature - counts[row])
-
-        others = [logit(row) for row in entries if row not in ads_of_request]
-        softmax += math.log(sum(map(math.exp, [logit(own), *others]))) - logit(own)
-    expected = 0.5 * pointwise / len(real) + 0.5 * softmax / len(clicked)
+        ad, click = int(batch.ad_row_BN[b, n]), bool(batch.labels_BNK[b, n, 0] > 0)
+        p = 1 / (1 + math.exp(-(scale * float(users[b] @ catalogue[ad]) + bias)))
+        pointwise -= math.log(p if click else 1 - p)
+        if click:
+            clicked.append((b, ad))
+    of_request = [{ad for at, ad in clicked if at == b} for b in range(64)]
+    sides = users, catalogue, temperature
+    click_part = softmax_by_loops(
+        *sides,
+        [(b, ad, of_request[b]) for b, ad in clicked],
+        draws.row_U.tolist(),
+        shares.clicks_A,
+    )
+    history_part = softmax_by_loops(
+        past.users_PD.double(),
+        *sides[1:],
+        [(i, int(past.row_P[i]), set(past.own_PM[i].tolist())) for i in range(len(past.row_P))],
+        draws.row_U.tolist(),
+        shares.histories_A,
+    )
+    weight = model.config.history_weight
+    expected = 0.5 * pointwise / len(real) + 0.5 * (click_part + weight * history_part)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_padded_ads_are_never_positives(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+def test_an_item_of_a_history_is_told_from_the_items_before_it_alone(
+    model: TwoTower, tiny_dataset: Dataset
 ) -> None:
-    pool = uniform(tiny_dataset)
+    # A history of 5 places: nothing, nothing, then ads 3, 1, 2 that were met 9, 5 and 1 hours ago.
+    one = tiny_dataset.batch(tiny_dataset.requests("train")[:1])
+    rows = np.array([[0, 0, 3, 1, 2]], np.int32)
+    hours = np.array([[0.0, 0.0, 9.0, 5.0, 1.0]], np.float32)
+    known = np.where(rows != 0, np.log1p(hours), UNKNOWN_GAP).astype(np.float32)
+    encoded = tiny_dataset.catalogue.encoded
+    query = replace(one.query, histories=(history_items(encoded, rows, known),))
+    # The first third of [0, 1) draws ad 3, the second ad 1, the last ad 2.
+    for cut, ad, before, ago in (
+        (0.0, 3, [0, 0, 0, 0, 0], [0.0] * 5),
+        (0.5, 1, [0, 0, 3, 0, 0], [0.0, 0.0, 4.0, 0.0, 0.0]),  # 9 - 5 hours before
+        (0.99, 2, [0, 0, 3, 1, 0], [0.0, 0.0, 8.0, 4.0, 0.0]),  # 9 - 1 and 5 - 1
+    ):
+        at = np.array([before], np.int32)
+        gap = np.where(at != 0, np.log1p(np.array([ago])), UNKNOWN_GAP).astype(np.float32)
+        nothing = query.request
+        earlier = replace(
+            query,
+            request=Fields(torch.zeros_like(nothing.categorical), torch.zeros_like(nothing.dense)),
+            histories=(history_items(encoded, at, gap),),
+        )
+        with torch.inference_mode():
+            found = model._past_positives(query, torch.tensor([cut]))
+            expected = model.users(earlier)
+            target = model.ads(Fields.of(encoded.take(np.array([ad]))))
+        assert found.row_P.tolist() == [ad]
+        np.testing.assert_allclose(found.users_PD, expected, atol=1e-5)
+        np.testing.assert_allclose(found.ads_PD, target, atol=1e-6)
+        assert found.own_PM.tolist() == rows.tolist()  # nothing the user ever met is a negative
+
+
+def test_users_without_a_history_give_no_past_positive(
+    model: TwoTower, tiny_dataset: Dataset
+) -> None:
+    query = tiny_dataset.batch(tiny_dataset.requests("train")[:3]).query
+    history = query.histories[0]
+    mask = history.mask_BL.clone()
+    mask[1] = False
+    query = replace(query, histories=(replace(history, mask_BL=mask),))
+    with torch.inference_mode():
+        found = model._past_positives(query, torch.zeros(3))
+    assert len(found.row_P) == 2
+    assert (found.row_P > 0).all()
+
+
+def test_padded_ads_are_never_positives(
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
+) -> None:
+    draws = uniform(tiny_dataset)
     padded = ~batch.candidates.mask_BN
     noise = replace(
         batch,
@@ -148,16 +224,17 @@ def test_padded_ads_are_never_positives(
         labels_BNK=torch.where(padded[..., None], 1.0, batch.labels_BNK),
     )
     with torch.inference_mode():
-        assert torch.equal(model.loss(batch, pool, share), model.loss(noise, pool, share))
+        assert torch.equal(model.loss(batch, draws, shares), model.loss(noise, draws, shares))
 
 
 def test_a_batch_without_a_click_has_the_pointwise_loss_alone(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
     none = replace(batch, labels_BNK=torch.zeros_like(batch.labels_BNK))
+    model.config = model.config.model_copy(update={"history_weight": 0.0})
     mask = batch.candidates.mask_BN
     with torch.inference_mode():
-        found = model.loss(none, uniform(tiny_dataset), share)
+        found = model.loss(none, uniform(tiny_dataset), shares)
         cosines = torch.einsum(
             "bd,bnd->bn", model.users(batch.query), model.ads(batch.candidates.ads)
         )
@@ -167,7 +244,7 @@ def test_a_batch_without_a_click_has_the_pointwise_loss_alone(
 
 
 def test_clicked_ads_in_the_uniform_pool_are_no_negatives(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    tiny_dataset: Dataset, layout: Layout, shares: Shares
 ) -> None:
     one = tiny_dataset.batch(tiny_dataset.requests("train")[:1])
     one = Batch(
@@ -178,58 +255,40 @@ def test_clicked_ads_in_the_uniform_pool_are_no_negatives(
     )
     clicked = one.ad_row_BN[0, :2].tolist()
     # The request clicked both ads of the pool: its positives have nothing to lose against.
-    pool = pool_of(tiny_dataset, clicked * 5)
-    pure = TwoTower(
-        SMALL.model_copy(update={"pointwise_weight": 0.0}), tiny_dataset.features.layout
-    )
+    draws = draws_of(tiny_dataset, clicked * 5, 1)
+    only = SMALL.model_copy(update={"pointwise_weight": 0.0, "history_weight": 0.0})
+    torch.manual_seed(0)
+    pure = TwoTower(only, layout)
     with torch.inference_mode():
-        assert float(pure.loss(one, pool, share)) == pytest.approx(0.0, abs=1e-6)
-        assert float(pure.loss(one, uniform(tiny_dataset), share)) > 0.1
+        assert float(pure.loss(one, draws, shares)) == pytest.approx(0.0, abs=1e-6)
+        assert float(pure.loss(one, uniform(tiny_dataset, 100, 1), shares)) > 0.1
 
 
-def test_one_ad_clicked_by_many_is_in_the_pool_once(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
-) -> None:
+def test_one_ad_met_by_many_is_in_the_pool_once(model: TwoTower) -> None:
     # Every positive is of the same ad, and no ad is drawn: a pool of one, whose softmax is 1.
-    same = tiny_dataset.batch(tiny_dataset.requests("train")[:6])
-    ads = same.candidates.ads
-    same = replace(
-        same,
-        candidates=replace(
-            same.candidates,
-            ads=Fields(
-                ads.categorical[:1, :1].expand(6, 4, -1), ads.dense[:1, :1].expand(6, 4, -1)
-            ),
-        ),
-        ad_row_BN=same.ad_row_BN[:1, :1].expand(6, 4),
-        labels_BNK=torch.ones_like(same.labels_BNK),
-    )
+    rng = torch.Generator().manual_seed(0)
+    users = torch.nn.functional.normalize(torch.randn((6, 16), generator=rng), dim=-1)
+    same = Positives(users, users[:1].expand(6, 16), torch.full((6,), 7), torch.full((6, 1), 7))
+    none, row_U = torch.zeros((0, 16)), torch.zeros(0, dtype=torch.int64)
     with torch.inference_mode():
-        found = model._softmax(
-            model.users(same.query),
-            model.ads(same.candidates.ads),
-            torch.ones((6, 4), dtype=torch.bool),
-            same,
-            pool_of(tiny_dataset, []),
-            share.clamp(min=0.01),
-        )
+        found = model._softmax(same, none, row_U, torch.full((10,), 0.1))
     assert float(found) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_gradients_reach_every_parameter(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
-    model.loss(batch, uniform(tiny_dataset), share).backward()
+    model.loss(batch, uniform(tiny_dataset), shares).backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []
 
 
 def test_no_gradient_depends_on_the_order_of_threads(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
     # The gradient of x[rows] is added up by all threads at once: where a row comes twice, in
     # whatever order they come. (With 7 users of 343 clicks one run in four differed.)
-    loss = model.loss(batch, uniform(tiny_dataset), share)
+    loss = model.loss(batch, uniform(tiny_dataset), shares)
     assert loss.grad_fn is not None
     waiting, seen, indexed = [loss.grad_fn], set(), 0
     while waiting:
@@ -248,24 +307,24 @@ def test_no_gradient_depends_on_the_order_of_threads(
 
 
 def test_bf16_keeps_the_logits_of_the_softmax_in_float32(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
-    pool = uniform(tiny_dataset)
+    draws = uniform(tiny_dataset)
     with torch.inference_mode():
-        exact = float(model.loss(batch, pool, share))
+        exact = float(model.loss(batch, draws, shares))
         with torch.autocast("cpu", torch.bfloat16):
-            short = float(model.loss(batch, pool, share))
+            short = float(model.loss(batch, draws, shares))
     assert short == pytest.approx(exact, rel=0.01)
 
 
 def test_the_loss_falls(
-    model: TwoTower, tiny_dataset: Dataset, batch: Batch, share: torch.Tensor
+    model: TwoTower, tiny_dataset: Dataset, batch: Batch, shares: Shares
 ) -> None:
-    pool = uniform(tiny_dataset)
+    draws = uniform(tiny_dataset)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(40):
-        loss = model.loss(batch, pool, share)
+        loss = model.loss(batch, draws, shares)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

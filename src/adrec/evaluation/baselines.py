@@ -220,7 +220,8 @@ class _Means:
 
     def read(self, code_N: npt.NDArray[Any]) -> Floats:
         """[N, 1 + K] of each row's value."""
-        return self.table[np.minimum(code_N, len(self.table) - 1)]
+        means: Floats = self.table[np.minimum(code_N, len(self.table) - 1)]
+        return means
 
 
 @dataclass(frozen=True)
@@ -346,13 +347,16 @@ def _session(dataset: Dataset, request_N: Ints) -> dict[str, npt.NDArray[Any]]:
 def _matches(
     dataset: Dataset, ads_NL: npt.NDArray[np.int32], ad_N: npt.NDArray[np.int32]
 ) -> dict[str, npt.NDArray[Any]]:
-    """[N] history items: all, of this very ad, and with the candidate's value of each ad field."""
-    real_NL = ads_NL != 0
-    found = {"length": real_NL.sum(axis=1), "same ad": (ads_NL == ad_N[:, None]).sum(axis=1)}
+    """[N] history items: all, of this very ad, and with the candidate's value of each ad field.
+
+    Code 0, of a missing value and of padding, matches nothing.
+    """
+    found = {"length": (ads_NL != 0).sum(axis=1), "same ad": (ads_NL == ad_N[:, None]).sum(axis=1)}
     codes_AF = dataset.catalogue.encoded.categorical
     for i, name in enumerate(dataset.features.ad.categorical_names):
-        same_NL = codes_AF[ads_NL, i] == codes_AF[ad_N, i][:, None]
-        found[f"same {name}"] = (same_NL & real_NL).sum(axis=1)
+        code_NL = codes_AF[ads_NL, i]
+        same_NL = code_NL == codes_AF[ad_N, i][:, None]
+        found[f"same {name}"] = (same_NL & (code_NL != 0)).sum(axis=1)
     return found
 
 

@@ -16,7 +16,7 @@ def stage_latency(recommender: Recommender, requests: Sequence[Request], k: int)
 
     Args:
         recommender: what answers.
-        requests: at least one; the first few warm up and are repeated at the end.
+        requests: at least one; the first few warm up.
         k: ads a request.
 
     Returns:

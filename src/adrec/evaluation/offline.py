@@ -359,8 +359,8 @@ def _retrieval(
             seen=asked.seen.take(few),
             targets=asked.targets.take(few),
         )
-        replayed = recommender.with_state(dataset.state("test"))
         for name in list(found)[:2]:
+            replayed = recommender.with_state(dataset.state("test"))  # each pass starts afresh
             ranked = _rerank(replayed, dataset, part, found[name][few])
             pipeline[f"{name} + ranker"] = _recalls(ranked, part, depths)
     return {
@@ -507,8 +507,8 @@ def _curves(dataset: Dataset, shown: Impressions, scores: Mapping[str, Scores]) 
 def _latency(recommender: Recommender, dataset: Dataset, asked: Queries) -> dict[str, Any]:
     """Milliseconds of each stage of single requests of the users that were asked for."""
     users = dataset.user_R[asked.requests_Q[:_LATENCY_REQUESTS]].tolist() or [0]
-    ids = [recommender.state.users.id(user) if user else None for user in users]
-    requests = [Request(user=user) for user in ids]
+    known = recommender.state.users
+    requests = [Request(user=known.id(user) if 0 < user < len(known) else None) for user in users]
     stages: dict[str, Any] = stage_latency(recommender, requests, k=10)["stages"]
     return stages
 

@@ -37,10 +37,11 @@ class Fields:
 
 @dataclass(frozen=True)
 class HistoryItems:
-    """One sequence of B requests: the ads [B, L], log(1 + hours) since each [B, L] or -1, and
-    which places hold an ad [B, L]."""
+    """One sequence of B requests: the ads [B, L] and their rows, log(1 + hours) since each or -1,
+    and which places hold an ad. Items are oldest first and end at the last place."""
 
     ads: Fields
+    row_BL: Tensor
     gap_BL: Tensor
     mask_BL: Tensor
 
@@ -115,6 +116,7 @@ def history_items(
     """Look up the ads of a history in the encoded catalogue."""
     return HistoryItems(
         ads=Fields.of(ads.take(rows_BL)),
+        row_BL=torch.from_numpy(rows_BL.astype(np.int64)),
         gap_BL=torch.from_numpy(gap_BL),
         mask_BL=torch.from_numpy(rows_BL != 0),
     )
@@ -161,6 +163,7 @@ def stack_queries(queries: Sequence[Query]) -> Query:
         histories=tuple(
             HistoryItems(
                 ads=_stack([query.histories[i].ads for query in queries]),
+                row_BL=torch.cat([query.histories[i].row_BL for query in queries]),
                 gap_BL=torch.cat([query.histories[i].gap_BL for query in queries]),
                 mask_BL=torch.cat([query.histories[i].mask_BL for query in queries]),
             )

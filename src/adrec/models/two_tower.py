@@ -7,8 +7,10 @@
 
 Trained with 0.5 pointwise log loss on impressions and 0.5 sampled softmax on positives against the
 batch's positives and uniform ads, each logit less the log of its expected count (Yi et al. 2019).
+Positives are the clicks of the batch and, far more of them, items of the histories.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adrec.features.batches import Batch, Fields, Query
+from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, HistoryItems, Query
 from adrec.features.transforms import Layout
 from adrec.models.layers import AttentionPool, FieldEncoder, GapEmbedding, mlp
 from adrec.models.losses import binary_loss, log_expected_count, sampled_softmax_loss
@@ -42,15 +44,37 @@ class TwoTowerConfig(Strict):
     """Start of the learned temperature."""
     uniform_negatives: int = Field(default=2048, ge=0)
     """Ads drawn uniformly from the catalogue for each batch."""
+    history_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the softmax on items of histories, beside that on clicks: each is told from the
+    items before it."""
     pointwise_weight: float = Field(default=0.5, ge=0.0, le=1.0)
     """Weight of the log loss on impressions; the sampled softmax has the rest."""
 
 
-class Pool(NamedTuple):
-    """Uniform ads for a batch: their rows [U] and fields [U, ...]."""
+class Draws(NamedTuple):
+    """What is drawn at random for a batch: uniform ads [U] with their fields, and for each request
+    a number in [0, 1) that picks an item of its history."""
 
-    rows_U: Tensor
+    row_U: Tensor
     ads: Fields
+    cut_B: Tensor
+
+
+class Shares(NamedTuple):
+    """Share of the training clicks, and of the histories' items, that each ad has; by row [A]."""
+
+    clicks_A: Tensor
+    histories_A: Tensor
+
+
+class Positives(NamedTuple):
+    """P users who each met an ad: vectors of both, the ad's row, and the rows [M] of all ads that
+    are no negatives for this user (0: none)."""
+
+    users_PD: Tensor
+    ads_PD: Tensor
+    row_P: Tensor
+    own_PM: Tensor
 
 
 class TwoTower(nn.Module):
@@ -100,13 +124,13 @@ class TwoTower(nn.Module):
         """Embed ads [..., F] to [..., output_dim], each of length 1."""
         return functional.normalize(self.ad_tower(self.ad_fields(fields)).float(), dim=-1)
 
-    def loss(self, batch: Batch, pool: Pool, positive_share_A: Tensor) -> Tensor:
-        """Weighted sum of both losses on a batch.
+    def loss(self, batch: Batch, draws: Draws, shares: Shares) -> Tensor:
+        """Weighted sum of the losses on a batch.
 
         Args:
             batch: requests with their impressions.
-            pool: uniform ads.
-            positive_share_A: share of the training positives that each ad has, by ad row.
+            draws: what was drawn at random for this batch.
+            shares: how often each ad is a positive.
         """
         users_BD = self.users(batch.query)
         ads_BND = self.ads(batch.candidates.ads)
@@ -114,40 +138,92 @@ class TwoTower(nn.Module):
         clicks_BN = batch.labels_BNK[..., 0]
         logits_BN = torch.einsum("bd,bnd->bn", users_BD, ads_BND) * self.scale + self.bias
         pointwise = binary_loss(logits_BN[mask_BN], clicks_BN[mask_BN]).mean()
+        uniform = self.ads(draws.ads)
+        softmax = pointwise.new_zeros(())
         positive_BN = mask_BN & (clicks_BN > 0)
-        if not positive_BN.any():
-            return pointwise * self.config.pointwise_weight
-        softmax = self._softmax(users_BD, ads_BND, positive_BN, batch, pool, positive_share_A)
+        if positive_BN.any():
+            request_P, place_P = positive_BN.nonzero(as_tuple=True)
+            clicked = Positives(
+                # Not users_BD[request_P]: its gradient is added up in whatever order threads come.
+                users_PD=users_BD.index_select(0, request_P),
+                ads_PD=ads_BND[request_P, place_P],
+                row_P=batch.ad_row_BN[request_P, place_P],
+                own_PM=torch.where(positive_BN, batch.ad_row_BN, 0)[request_P],
+            )
+            softmax = softmax + self._softmax(clicked, uniform, draws.row_U, shares.clicks_A)
+        if self.config.history_weight and batch.query.histories:
+            past = self._past_positives(batch.query, draws.cut_B)
+            if len(past.row_P):
+                loss = self._softmax(past, uniform, draws.row_U, shares.histories_A)
+                softmax = softmax + self.config.history_weight * loss
         weight = self.config.pointwise_weight
         return weight * pointwise + (1 - weight) * softmax
 
+    def _past_positives(self, query: Query, cut_B: Tensor) -> Positives:
+        """One item of each request's first history, to be told from the items before it.
+
+        What came with the request, and the other histories, belong to a later time: they are left
+        out, and gaps are counted from the item.
+        """
+        history = query.histories[0]
+        count_B = history.mask_BL.sum(1)
+        some = count_B.nonzero().squeeze(1)
+        history = _rows_of(history, some)
+        length = history.mask_BL.shape[1]
+        place = length - count_B[some] + (cut_B[some] * count_B[some]).long()
+        each = torch.arange(len(some), device=place.device)
+        before = history.mask_BL & (torch.arange(length, device=place.device) < place[:, None])
+        hours = history.gap_BL.expm1() - history.gap_BL[each, place][:, None].expm1()
+        unknown = history.gap_BL == UNKNOWN_GAP
+        gap = torch.where(unknown, UNKNOWN_GAP, hours.clamp(min=0.0).log1p())
+        others = [_rows_of(other, some) for other in query.histories[1:]]
+        earlier = Query(
+            user=_fields_of(query.user, some),
+            request=_missing(_fields_of(query.request, some)),
+            histories=(
+                replace(history, mask_BL=before, gap_BL=gap),
+                *(replace(other, mask_BL=torch.zeros_like(other.mask_BL)) for other in others),
+            ),
+        )
+        target = Fields(history.ads.categorical[each, place], history.ads.dense[each, place])
+        return Positives(
+            users_PD=self.users(earlier),
+            ads_PD=self.ads(target),
+            row_P=history.row_BL[each, place],
+            own_PM=torch.where(history.mask_BL, history.row_BL, 0),
+        )
+
     def _softmax(
-        self,
-        users_BD: Tensor,
-        ads_BND: Tensor,
-        positive_BN: Tensor,
-        batch: Batch,
-        pool: Pool,
-        positive_share_A: Tensor,
+        self, positives: Positives, uniform_UD: Tensor, row_U: Tensor, share_A: Tensor
     ) -> Tensor:
-        """Mean sampled softmax over the positives of the batch."""
-        request_P, place_P = positive_BN.nonzero(as_tuple=True)
-        rows_P = batch.ad_row_BN[request_P, place_P]
-        distinct, target_P = torch.unique(rows_P, return_inverse=True)
+        """Mean sampled softmax of positives against each other's ads and the uniform ones."""
+        row_P = positives.row_P
+        distinct, target_P = torch.unique(row_P, return_inverse=True)
         # One vector for each distinct positive ad: the first row that shows it.
-        first = torch.full((len(distinct),), len(rows_P), device=rows_P.device).scatter_reduce(
-            0, target_P, torch.arange(len(rows_P), device=rows_P.device), "amin"
+        first = torch.full((len(distinct),), len(row_P), device=row_P.device).scatter_reduce(
+            0, target_P, torch.arange(len(row_P), device=row_P.device), "amin"
         )
-        in_batch = ads_BND[request_P, place_P][first]
-        rows_S = torch.cat([distinct, pool.rows_U])
-        vectors_SD = torch.cat([in_batch, self.ads(pool.ads)])
-        # Not users_BD[request_P]: its gradient is added up in whatever order threads come.
-        users_PD = users_BD.index_select(0, request_P)
-        with torch.autocast(users_PD.device.type, enabled=False):  # bf16 is 0.06 off in a logit
-            logits_PS = users_PD @ vectors_SD.T / self.log_temperature.exp()
-        log_counts_S = log_expected_count(
-            positive_share_A[rows_S], len(rows_P), len(pool.rows_U), len(positive_share_A) - 1
-        )
-        clicked_BN = torch.where(positive_BN, batch.ad_row_BN, 0)
-        hits_BS = (clicked_BN[:, :, None] == rows_S).any(1)
-        return sampled_softmax_loss(logits_PS, log_counts_S, target_P, hits_BS[request_P]).mean()
+        row_S = torch.cat([distinct, row_U])
+        vectors_SD = torch.cat([positives.ads_PD[first], uniform_UD])
+        with torch.autocast(row_P.device.type, enabled=False):  # bf16 is 0.06 off in a logit
+            logits_PS = positives.users_PD @ vectors_SD.T / self.log_temperature.exp()
+        log_counts_S = log_expected_count(share_A[row_S], len(row_P), len(row_U), len(share_A) - 1)
+        hits_PS = (positives.own_PM[:, :, None] == row_S).any(1)
+        return sampled_softmax_loss(logits_PS, log_counts_S, target_P, hits_PS).mean()
+
+
+def _rows_of(history: HistoryItems, rows: Tensor) -> HistoryItems:
+    return HistoryItems(
+        ads=_fields_of(history.ads, rows),
+        row_BL=history.row_BL[rows],
+        gap_BL=history.gap_BL[rows],
+        mask_BL=history.mask_BL[rows],
+    )
+
+
+def _fields_of(fields: Fields, rows: Tensor) -> Fields:
+    return Fields(fields.categorical[rows], fields.dense[rows])
+
+
+def _missing(fields: Fields) -> Fields:
+    return Fields(torch.zeros_like(fields.categorical), torch.zeros_like(fields.dense))

@@ -51,6 +51,8 @@ class TrainConfig(Strict):
     """Batches whose gradients are added before a step of the optimiser."""
     learning_rate: float = Field(default=1e-3, gt=0.0)
     """Highest learning rate of AdamW."""
+    embedding_rate: float = Field(default=1.0, gt=0.0)
+    """Learning rate of embedding tables, as a share of the others'."""
     weight_decay: float = Field(default=1e-2, ge=0.0)
     """Decoupled decay of matrices; biases, norms and embeddings have none."""
     embedding_decay: float = Field(default=0.0, ge=0.0)
@@ -267,7 +269,7 @@ class _Run:
     def _set_rate(self, step: int, steps: int) -> float:
         rate = learning_rate(self._config, step, steps)
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("share", 1.0)
         return rate
 
     def _checkpoint(self, stop: threading.Event) -> None:
@@ -385,7 +387,11 @@ def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": embeddings, "weight_decay": config.embedding_decay},
+            {
+                "params": embeddings,
+                "weight_decay": config.embedding_decay,
+                "share": config.embedding_rate,
+            },
             {"params": others, "weight_decay": 0.0},
         ],
         lr=config.learning_rate,

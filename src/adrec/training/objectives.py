@@ -1,7 +1,7 @@
 """Objectives: what each model is trained on and chosen by."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from adrec.features.dataset import Dataset
 from adrec.features.transforms import Encoded
 from adrec.metrics import auc, log_loss, recall_at_k
 from adrec.models.ranker import Ranker
-from adrec.models.two_tower import Pool, TwoTower
+from adrec.models.two_tower import Draws, Shares, TwoTower
 
 _CHUNK_ADS = 65_536
 _VALID_ROWS = 8192
@@ -84,7 +84,8 @@ class TwoTowerObjective:
         self._dataset = dataset
         self._device = device
         self._recall_at = min(recall_at, max(1, len(dataset.catalogue) // 10))
-        self._share_A = torch.from_numpy(positive_share(dataset)).to(device)
+        shares = Shares(*(torch.from_numpy(share) for share in positive_shares(dataset)))
+        self._shares = Shares(*(share.to(device) for share in shares))
         self._offsets, self._targets, self._requests = clicked_ads(
             dataset, dataset.requests("valid"), valid_requests
         )
@@ -93,8 +94,13 @@ class TwoTowerObjective:
         """Both losses, with uniform ads drawn from the catalogue."""
         catalogue = self._dataset.catalogue
         rows = rng.integers(1, len(catalogue), self.model.config.uniform_negatives)
-        pool = Pool(torch.from_numpy(rows), Fields.of(catalogue.encoded.take(rows)))
-        return self.model.loss(batch, to_device(pool, self._device), self._share_A)
+        cuts = rng.random(len(batch.query), dtype=np.float32)
+        draws = Draws(
+            torch.from_numpy(rows).to(self._device),
+            to_device(Fields.of(catalogue.encoded.take(rows)), self._device),
+            torch.from_numpy(cuts).to(self._device),
+        )
+        return self.model.loss(batch, draws, self._shares)
 
     def validate(self) -> Mapping[str, float]:
         """Share of clicked ads among the nearest of all ads, by brute force."""
@@ -111,13 +117,24 @@ class TwoTowerObjective:
         return {f"recall@{k}": float(recall[k])}
 
 
-def positive_share(dataset: Dataset) -> NDArray[np.float32]:
-    """Share of the training period's first-task positives that each ad row has, [A]."""
-    rows = dataset.rows_of(dataset.requests("train"))
-    counts = np.bincount(
-        dataset.ad_N[rows], weights=dataset.labels_NK[rows, 0] > 0, minlength=len(dataset.catalogue)
-    )
-    share: NDArray[np.float32] = (counts / max(counts.sum(), 1.0)).astype(np.float32)
+def positive_shares(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Share of the training period's first-task positives, and of the items of its requests' first
+    histories, that each ad row has, each [A]."""
+    train, size = dataset.requests("train"), len(dataset.catalogue)
+    rows = dataset.rows_of(train)
+    clicks = np.bincount(dataset.ad_N[rows], weights=dataset.labels_NK[rows, 0] > 0, minlength=size)
+    items = np.zeros(size)
+    if dataset.histories:
+        for part in np.array_split(train, max(1, len(train) // _CHUNK_ADS)):
+            # A request draws one of its items: each counts for one over their number.
+            ads = dataset.histories[0][0][part]
+            each = 1.0 / np.maximum((ads != 0).sum(1, keepdims=True), 1)
+            items += np.bincount(ads.ravel(), (each * (ads != 0)).ravel(), minlength=size)
+    return _share(clicks), _share(items)
+
+
+def _share(counts_A: NDArray[Any]) -> NDArray[np.float32]:
+    share: NDArray[np.float32] = (counts_A / max(counts_A.sum(), 1.0)).astype(np.float32)
     return share
 
 
