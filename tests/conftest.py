@@ -87,7 +87,7 @@ def on_one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_config(tiny_world: Path) -> Callable[..., RunConfig]:
-    """Makes settings of a small run on the tiny world, with some changed: {"path.of.one": value}."""
+    """Makes settings of a small run on the tiny world; changes are {"path.of.one": value}."""
 
     def make(changes: dict[str, Any] | None = None) -> RunConfig:
         return load_config(None, {"data.path": str(tiny_world)} | SMALL | (changes or {}))

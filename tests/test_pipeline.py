@@ -78,7 +78,7 @@ class TestResume:
         ("changes", "steps"),
         [
             ({"serving.candidates": 50, "index.kind": "ivf", "calibration": "isotonic"}, []),
-            ({"evaluation.k": 5}, []),
+            ({"evaluation.k": 5, "training.ranker.checkpoint_every_s": 5.0}, []),
             ({"training.ranker.seed": 1}, ["ranker"]),
             ({"two_tower.dropout": 0.2}, ["two-tower", "ranker"]),
             ({"features.min_count": 6}, ["dataset", "two-tower", "ranker"]),
@@ -119,9 +119,7 @@ class TestResume:
         pipeline.prepare_log(config, tmp_path / "run", progress=quiet)
         assert made.stat().st_mtime_ns > before
 
-    def test_so_is_one_whose_schema_has_changed(
-        self, tmp_path: Path, small_config: Make
-    ) -> None:
+    def test_so_is_one_whose_schema_has_changed(self, tmp_path: Path, small_config: Make) -> None:
         """Also where the schema lies elsewhere than the log."""
         schema = tmp_path / "mine.yaml"
         schema.write_text(synthetic_schema().dump())
@@ -137,7 +135,7 @@ class TestResume:
 
 class TestWrongFromTheStart:
     def test_no_log(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="data.path is not set"):
+        with pytest.raises(ConfigError, match=r"data\.path is not set"):
             pipeline.run(RunConfig(), tmp_path / "run")
 
     def test_no_such_folder(self, tmp_path: Path) -> None:
@@ -145,9 +143,7 @@ class TestWrongFromTheStart:
         with pytest.raises(DataError, match="none"):
             pipeline.run(config, tmp_path / "run")
 
-    def test_what_cannot_be_served_is_not_trained(
-        self, tmp_path: Path, small_config: Make
-    ) -> None:
+    def test_what_cannot_be_served_is_not_trained(self, tmp_path: Path, small_config: Make) -> None:
         config = small_config({"serving.rank_by": "profit"})
         with pytest.raises(ConfigError, match="rank_by is 'profit'"):
             pipeline.run(config, tmp_path / "run")

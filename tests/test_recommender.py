@@ -338,7 +338,8 @@ class TestTime:
 
 
 class TestExcluded:
-    def test_excluded_ads_never_come_back(self, recommender: Recommender) -> None:
+    def test_excluded_ads_never_come_back(self, served: Callable[..., Recommender]) -> None:
+        recommender = served(candidates=400)  # all ads: none can come in from behind
         best = ids(recommender.recommend("7", 10))
         left = recommender.recommend("7", 10, exclude=best[:4])
         assert not set(ids(left)) & set(best[:4])
@@ -426,7 +427,7 @@ class TestOrder:
     def test_what_cannot_be_ordered_by(
         self, served: Callable[..., Recommender], tiny_run: Path
     ) -> None:
-        with pytest.raises(ConfigError, match="rank_by is 'profit'.*ecpm, click, engagement"):
+        with pytest.raises(ConfigError, match=r"rank_by is 'profit'.*ecpm, click, engagement"):
             served(rank_by="profit")
         with pytest.raises(ConfigError, match="rank_by is 'ecpm'; choose auto, click"):
             _without_bids(tiny_run, "ecpm")
@@ -450,4 +451,3 @@ def _without_bids(run: Path, rank_by: str) -> Recommender:
     return Recommender(
         bundle.runtime(), bundle.index(), bundle.state(), serving, version="v", clock=lambda: now
     )
-

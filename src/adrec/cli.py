@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -173,8 +173,10 @@ def synth(
         raise ConfigError(f"--layout {layout}: choose generic or criteo")
     begun = time.monotonic()
     world = generate(PRESETS[preset], seed)
-    chosen: Literal["generic", "criteo"] = "criteo" if layout == "criteo" else "generic"
-    write_world(world, folder, layout=chosen, schema_yaml=synthetic_schema().dump())
+    if layout == "criteo":  # which brings its own schema
+        write_world(world, folder, layout="criteo")
+    else:
+        write_world(world, folder, layout="generic", schema_yaml=synthetic_schema().dump())
     notes.print(f"wrote {folder}")
     _footer(begun, world.impressions.height)
 

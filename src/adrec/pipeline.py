@@ -35,7 +35,7 @@ from adrec.progress import Progress
 from adrec.retrieval.index import AdIndex
 from adrec.schema import load_schema
 from adrec.training.checkpoint import fingerprint, save_weights
-from adrec.training.loop import Position, choose_device, train
+from adrec.training.loop import Position, TrainConfig, choose_device, train
 from adrec.training.objectives import (
     Objective,
     RankerObjective,
@@ -146,7 +146,7 @@ def train_stages(
         valid_requests=settings.two_tower.valid_requests,
         device=choose_device(settings.two_tower.device),
     )
-    key = _key(config.two_tower, settings.two_tower, prepared)
+    key = _key(config.two_tower, _what_matters(settings.two_tower), prepared)
     tower_run = _train_stage(
         "two-tower", tower_objective, config, dataset, out, key, progress, resume
     )
@@ -161,7 +161,7 @@ def train_stages(
     )
     if config.ranker.start_from_two_tower:
         ranker.start_from(two_tower.embeddings)
-    key = _key(config.ranker, settings.ranker, prepared, fingerprint(two_tower))
+    key = _key(config.ranker, _what_matters(settings.ranker), prepared, fingerprint(two_tower))
     ranker_run = _train_stage(
         "ranker", ranker_objective, config, dataset, out, key, progress, resume
     )
@@ -249,6 +249,11 @@ def _is_done(directory: Path, key: str) -> bool:
     except (OSError, ValueError):
         return False
     return bool(found.get("key") == key)
+
+
+def _what_matters(settings: TrainConfig) -> str:
+    """Settings without those that change how a run goes but not where it ends."""
+    return settings.model_dump_json(exclude={"workers", "device", "checkpoint_every_s"})
 
 
 def _key(*parts: Any) -> str:

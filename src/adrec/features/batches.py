@@ -137,21 +137,38 @@ def candidates_of(
     )
 
 
-def crop_histories(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
-    """Let a share of the requests forget all but their most recent items, of a random number.
+def forget_users(
+    batch: Batch, share: float, user_counters_C: NDArray[np.bool_], rng: np.random.Generator
+) -> Batch:
+    """Make a share of the requests look as if a new user had sent them.
 
-    A log's users mostly have long histories; users who are new when the model serves have not.
+    Their histories keep a random number of recent items, mostly few, and counters of the user are
+    zero, as for a user never seen. A log's users mostly have a past; users who come when the model
+    serves have not, and a model that never met one guesses badly.
+
+    Args:
+        batch: requests with their impressions.
+        share: of the requests.
+        user_counters_C: which counter features are of the user.
+        rng: decides which requests and how much they keep.
     """
     requests = len(batch.query)
-    cropped_B = rng.random(requests) < share
+    forgetful_B = rng.random(requests) < share
+    kept_B = rng.random(requests) ** 3
     histories = []
     for history in batch.query.histories:
         length = history.mask_BL.shape[1]
-        kept_B = np.where(cropped_B, rng.integers(0, length, requests), length)
-        recent_BL = np.arange(length)[None, :] >= (length - kept_B)[:, None]
+        items_B = np.where(forgetful_B, np.floor(kept_B * (length + 1)), length)
+        recent_BL = np.arange(length)[None, :] >= (length - items_B)[:, None]
         mask_BL = history.mask_BL & torch.from_numpy(recent_BL)
         histories.append(replace(history, mask_BL=mask_BL))
-    return replace(batch, query=replace(batch.query, histories=tuple(histories)))
+    hidden_BC = torch.from_numpy(forgetful_B[:, None] & user_counters_C[None, :])
+    counters = batch.candidates.counters_BNC.masked_fill(hidden_BC[:, None, :], 0.0)
+    return replace(
+        batch,
+        query=replace(batch.query, histories=tuple(histories)),
+        candidates=replace(batch.candidates, counters_BNC=counters),
+    )
 
 
 def stack_queries(queries: Sequence[Query]) -> Query:

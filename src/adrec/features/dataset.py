@@ -270,7 +270,7 @@ def cut(
     """Cut requests into runs of about `batch_rows` impressions."""
     ends = np.cumsum(slates)
     steps = max(1, round(int(ends[-1]) / batch_rows)) if len(ends) else 0
-    marks = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps)) if steps else []
+    marks = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps)) + 1 if steps else []
     return [part for part in np.split(requests, marks) if len(part)]
 
 

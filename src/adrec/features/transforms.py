@@ -154,6 +154,8 @@ class Layout:
     ad_dense: int
     history_lengths: tuple[int, ...]
     counters: int
+    user_counters: tuple[bool, ...]
+    """Which counter features are of the user, alone or with something else."""
     positions: int
     """Slate positions with a bias of their own; 0 where the log has no positions."""
     task_kinds: tuple[str, ...]
@@ -216,6 +218,11 @@ class Features:
             history_lengths=tuple(field.length for field in self.schema.sequences),
             counters=sum(
                 len(spec.half_lives_hours) * (1 + len(tasks)) for spec in self.schema.counters
+            ),
+            user_counters=tuple(
+                USER_ID in spec.columns
+                for spec in self.schema.counters
+                for _ in range(len(spec.half_lives_hours) * (1 + len(tasks)))
             ),
             positions=self._fitted.positions,
             task_kinds=tuple(task.kind for task in tasks),

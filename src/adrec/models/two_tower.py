@@ -175,6 +175,7 @@ class TwoTower(nn.Module):
         before = history.mask_BL & (torch.arange(length, device=place.device) < place[:, None])
         hours = history.gap_BL.expm1() - history.gap_BL[each, place][:, None].expm1()
         unknown = history.gap_BL == UNKNOWN_GAP
+        unknown |= unknown[each, place][:, None]
         gap = torch.where(unknown, UNKNOWN_GAP, hours.clamp(min=0.0).log1p())
         others = [_rows_of(other, some) for other in query.histories[1:]]
         earlier = Query(
@@ -208,8 +209,17 @@ class TwoTower(nn.Module):
         with torch.autocast(row_P.device.type, enabled=False):  # bf16 is 0.06 off in a logit
             logits_PS = positives.users_PD @ vectors_SD.T / self.log_temperature.exp()
         log_counts_S = log_expected_count(share_A[row_S], len(row_P), len(row_U), len(share_A) - 1)
-        hits_PS = (positives.own_PM[:, :, None] == row_S).any(1)
+        hits_PS = _among(row_S, positives.own_PM)
         return sampled_softmax_loss(logits_PS, log_counts_S, target_P, hits_PS).mean()
+
+
+def _among(row_S: Tensor, own_PM: Tensor) -> Tensor:
+    """Which entries of a pool are among each positive's own ads, [P, S]."""
+    pool, place_S = torch.unique(row_S, return_inverse=True)
+    at_PM = torch.searchsorted(pool, own_PM).clamp(max=len(pool) - 1)
+    at_PM = torch.where(pool[at_PM] == own_PM, at_PM, len(pool))
+    owned = own_PM.new_zeros((len(own_PM), len(pool) + 1), dtype=torch.bool)
+    return owned.scatter_(1, at_PM, True)[:, place_S]
 
 
 def _rows_of(history: HistoryItems, rows: Tensor) -> HistoryItems:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from adrec.errors import ConfigError
-from adrec.features.batches import Batch, crop_histories, to_device
+from adrec.features.batches import Batch, forget_users, to_device
 from adrec.features.dataset import Dataset, cut
 from adrec.progress import Advance, Progress
 from adrec.schema import Strict
@@ -70,9 +70,8 @@ class TrainConfig(Strict):
     corrects for it."""
     positive_weight: float = Field(default=1.0, gt=0.0)
     """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
-    crop_share: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Share of requests whose histories are cut to a random number of recent items, so that the
-    model learns to do with few."""
+    new_user_share: float = Field(default=0.3, ge=0.0, le=1.0)
+    """Share of requests that are made to look like a new user's; see `forget_users`."""
     valid_requests: int = Field(default=20_000, ge=1)
     """Requests of the validation period that are scored after each epoch, evenly spread."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -157,6 +156,7 @@ class _Run:
         self._bf16 = choose_bf16(config.precision, self._device)
         objective.model.to(self._device)
         self._optimiser = _optimiser(objective.model, config)
+        self._user_counters_C = np.array(dataset.features.layout.user_counters, bool)
         self._log = directory / "log.jsonl"
         self._saved_at = time.monotonic()
         self.position = Position()
@@ -227,7 +227,7 @@ class _Run:
             parts = min(config.accumulate, len(plan) - at.step * config.accumulate)
             loss, rows = 0.0, 0
             for _ in range(parts):
-                batch = crop_histories(next(batches), config.crop_share, rng)
+                batch = self._forget(next(batches), rng)
                 rows += batch.rows
                 part = self._loss(to_device(batch, self._device), rng) / parts
                 part.backward()  # type: ignore[no-untyped-call]
@@ -248,6 +248,10 @@ class _Run:
             advance(rows, f"loss {at.loss_sum / at.step:.4f}")
             self._write_log({"loss": loss, "learning_rate": rate, "rows": at.rows})
             self._checkpoint(stop)
+
+    def _forget(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        share = self._config.new_user_share
+        return forget_users(batch, share, self._user_counters_C, rng) if share else batch
 
     def _loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):

@@ -34,7 +34,7 @@ class Objective(Protocol):
 
 
 class RankerObjective:
-    """All tasks on impressions; chosen by the mean AUC or log loss of the binary tasks."""
+    """All tasks on impressions; chosen by the first task's AUC."""
 
     def __init__(
         self,
