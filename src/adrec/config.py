@@ -58,7 +58,9 @@ class TrainingConfig(Strict):
     """How each stage is trained."""
 
     two_tower: TrainConfig = TrainConfig(epochs=4, batch_rows=2048)
-    ranker: TrainConfig = TrainConfig(epochs=2, batch_rows=1024)
+    ranker: TrainConfig = TrainConfig(
+        epochs=2, batch_rows=1024, learning_rate=5e-4, embedding_rate=0.1
+    )
 
 
 class RunConfig(Strict):

@@ -147,6 +147,13 @@ PRESETS: Mapping[str, WorldConfig] = MappingProxyType(
         ),
         "demo": WorldConfig(n_users=8000, n_ads=20_000, n_requests=25_000, days=8),
         "standard": WorldConfig(n_users=20_000, n_ads=20_000, n_requests=125_000, days=10),
+        "clear": WorldConfig(
+            n_users=20_000, n_ads=20_000, n_requests=125_000, days=10, n_segments=8, n_tastes=8,
+            n_categories=12, n_topics=48, quality_sd=0.15, advertiser_sd=0.1, context_sd=0.08,
+            click_base=-3.6, strong_affinity=3.0,
+        ),
     }
 )  # fmt: skip
-"""`tiny` for unit tests, `demo` for a first run, `standard` for measurements."""
+"""`tiny` for unit tests, `demo` for a first run, `standard` for measurements. `clear` has as many
+impressions as `standard` but few, strong tastes, so that they, not the size of the log, say how
+much can be learned: a model that falls short there has a fault."""
