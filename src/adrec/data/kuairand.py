@@ -78,9 +78,9 @@ def kuairand_schema() -> Schema:
     fields: list[AnyField] = [
         *(CategoricalField(name=n, kind="categorical", role="user") for n in _USER_CATEGORIES),
         *(NumericField(name=n, kind="numeric", role="user") for n in _USER_NUMBERS),
-        _history("watch_seq", grows_with="click", length=20),
-        _history("like_seq", grows_with=None, length=5),
-        _history("long_watch_seq", grows_with="long_view", length=10),
+        _history("watch_seq", grows_with="click", length=50),
+        _history("like_seq", grows_with=None, length=20),
+        _history("long_watch_seq", grows_with="long_view", length=50),
         *(CategoricalField(name=n, kind="categorical", role="ad") for n in _VIDEO_CATEGORIES),
         NumericField(name="video_duration", kind="numeric", role="ad"),
         NumericField(name="aspect_ratio", kind="numeric", role="ad"),

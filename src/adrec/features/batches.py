@@ -45,6 +45,15 @@ class HistoryItems:
     gap_BL: Tensor
     mask_BL: Tensor
 
+    def last(self, count: int) -> "HistoryItems":
+        """Only the last `count` places."""
+        return HistoryItems(
+            ads=Fields(self.ads.categorical[:, -count:], self.ads.dense[:, -count:]),
+            row_BL=self.row_BL[:, -count:],
+            gap_BL=self.gap_BL[:, -count:],
+            mask_BL=self.mask_BL[:, -count:],
+        )
+
 
 @dataclass(frozen=True)
 class Query:
@@ -169,6 +178,42 @@ def forget_users(
         query=replace(batch.query, histories=tuple(histories)),
         candidates=replace(batch.candidates, counters_BNC=counters),
     )
+
+
+def forget_ads(
+    batch: Batch,
+    share: float,
+    ad_counters_C: NDArray[np.bool_],
+    id_buckets: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """Make a share of the candidates look like new ads.
+
+    Counters of the ad are zero and its id falls into one of the buckets for ids never seen. Without
+    it a model meets ads without a past only in the log's first hours.
+
+    Args:
+        batch: requests with their impressions.
+        share: of the candidates.
+        ad_counters_C: which counter features are of the ad.
+        id_buckets: number of buckets; 0 where ids are no feature. Ids are the first field.
+        rng: decides which candidates.
+    """
+    candidates = batch.candidates
+    shape = tuple(candidates.mask_BN.shape)
+    new_BN = torch.from_numpy(rng.random(shape) < share) & candidates.mask_BN
+    hidden_BNC = new_BN[..., None] & torch.from_numpy(ad_counters_C)
+    categorical = candidates.ads.categorical
+    if id_buckets:
+        bucket_BN = torch.from_numpy(rng.integers(1, id_buckets + 1, shape, dtype=np.int32))
+        categorical = categorical.clone()
+        categorical[..., 0] = torch.where(new_BN, bucket_BN, categorical[..., 0])
+    forgotten = replace(
+        candidates,
+        ads=replace(candidates.ads, categorical=categorical),
+        counters_BNC=candidates.counters_BNC.masked_fill(hidden_BNC, 0.0),
+    )
+    return replace(batch, candidates=forgotten)
 
 
 def stack_queries(queries: Sequence[Query]) -> Query:

@@ -76,7 +76,7 @@ class Counter:
         slots_N = np.array([get(key, -1) for key in keys_N.tolist()], np.int64)
         if not len(self.as_of_ms):
             return np.zeros((len(keys_N), *self.sums.shape[1:]))
-        age_N = (at_ms - self.as_of_ms[slots_N]).astype(np.float64)
+        age_N = np.maximum(at_ms - self.as_of_ms[slots_N], 0).astype(np.float64)
         decayed = self.sums[slots_N] * self._decay(age_N)[..., None]
         decayed[slots_N < 0] = 0.0
         return decayed

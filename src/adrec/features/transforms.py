@@ -156,6 +156,10 @@ class Layout:
     counters: int
     user_counters: tuple[bool, ...]
     """Which counter features are of the user, alone or with something else."""
+    ad_counters: tuple[bool, ...]
+    """Which counter features are of the ad's id, alone or with something else."""
+    ad_id_buckets: int
+    """Codes for ads never seen; 0 where the ad's id is no feature. The id is the first field."""
     positions: int
     """Slate positions with a bias of their own; 0 where the log has no positions."""
     task_kinds: tuple[str, ...]
@@ -219,16 +223,22 @@ class Features:
             counters=sum(
                 len(spec.half_lives_hours) * (1 + len(tasks)) for spec in self.schema.counters
             ),
-            user_counters=tuple(
-                USER_ID in spec.columns
-                for spec in self.schema.counters
-                for _ in range(len(spec.half_lives_hours) * (1 + len(tasks)))
-            ),
+            user_counters=self._counters_of(USER_ID),
+            ad_counters=self._counters_of(AD_ID),
+            ad_id_buckets=self._fitted.config.buckets if self._fitted.config.embed_ad_id else 0,
             positions=self._fitted.positions,
             task_kinds=tuple(task.kind for task in tasks),
             task_weights=tuple(task.weight for task in tasks),
             task_means=self._fitted.task_means,
             value_scales=self._fitted.value_scales,
+        )
+
+    def _counters_of(self, key: str) -> tuple[bool, ...]:
+        """Which counter features have a column in their key."""
+        return tuple(
+            key in spec.columns
+            for spec in self.schema.counters
+            for _ in range(len(spec.half_lives_hours) * (1 + len(self.schema.tasks)))
         )
 
     @classmethod

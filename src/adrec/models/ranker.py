@@ -36,6 +36,8 @@ from adrec.models.layers import (
 )
 from adrec.schema import Strict
 
+_FADE = 0.85  # of an item's weight for each that came after it
+
 
 class RankerConfig(Strict):
     """Sizes of the ranker."""
@@ -52,6 +54,8 @@ class RankerConfig(Strict):
     """Hidden width of a block."""
     field_tokens: int = Field(default=4, ge=1, le=64)
     """Prefix tokens that the user's and the request's fields are projected to."""
+    history_tokens: int = Field(default=20, ge=1, le=1000)
+    """Most recent items of each history that become prefix tokens; crosses look at all items."""
     cross_layers: int = Field(default=3, ge=0, le=16)
     """DCN V2 layers; 0 leaves the stream out."""
     cross_rank: int = Field(default=64, ge=1)
@@ -98,7 +102,7 @@ class Ranker(nn.Module):
         known = self.user_fields.width + self.request_fields.width
         self.field_tokens = linear(known, config.field_tokens * width)
         self.ad_token = nn.Linear(self.ad_fields.width, width)
-        crosses = layout.counters + 2 * len(layout.history_lengths) * len(layout.ad_sizes)
+        crosses = layout.counters + 3 * len(layout.history_lengths) * len(layout.ad_sizes)
         self.cross_token = nn.Sequential(linear(crosses, width), nn.GELU(), nn.Linear(width, width))
         self.gap = GapEmbedding(width)
         self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
@@ -133,7 +137,8 @@ class Ranker(nn.Module):
         batch, width = len(known), self.config.width
         tokens = [self.field_tokens(known).view(batch, self.config.field_tokens, width)]
         masks = [torch.ones_like(tokens[0][..., 0], dtype=torch.bool)]
-        for i, history in enumerate(query.histories):
+        for i, whole in enumerate(query.histories):
+            history = whole.last(self.config.history_tokens)
             items = self.ad_token(self.ad_fields(history.ads))
             tokens.append(items + self.gap(history.gap_BL) + self.sequence.weight[i])
             masks.append(history.mask_BL)
@@ -209,10 +214,16 @@ def history_matches(history: HistoryItems, ads: Fields) -> Tensor:
         ads: candidates [B, N, F].
 
     Returns:
-        [B, N, 2F]: log(1 + count), and the share of the history's items.
+        [B, N, 3F]: log(1 + count), the share of the items, and the same share with each item
+        weighing 0.85 of the one after it, so that the latest count most.
     """
     same = history.ads.categorical[:, None] == ads.categorical[:, :, None]
     same &= history.mask_BL[:, None, :, None] & (ads.categorical != 0)[:, :, None]
-    count_BNF = same.sum(2).float()
-    length_B = history.mask_BL.sum(1).clamp(min=1)
-    return torch.cat([count_BNF.log1p(), count_BNF / length_B[:, None, None]], dim=-1)
+    length = history.mask_BL.shape[1]
+    since_L = torch.arange(length - 1, -1, -1, device=history.mask_BL.device)
+    weight_BL = history.mask_BL * _FADE**since_L
+    weighed_BL = torch.stack([history.mask_BL.float(), weight_BL], dim=-1)
+    total_B2 = weighed_BL.sum(1).clamp(min=1e-6)
+    matched_BNF2 = torch.einsum("bnlf,blw->bnfw", same.float(), weighed_BL)
+    shares = matched_BNF2 / total_B2[:, None, None, :]
+    return torch.cat([matched_BNF2[..., 0].log1p(), shares.flatten(2)], dim=-1)

@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from adrec.errors import ConfigError
-from adrec.features.batches import Batch, forget_users, to_device
+from adrec.features.batches import Batch, forget_ads, forget_users, to_device
 from adrec.features.dataset import Dataset, cut
+from adrec.models.layers import FieldEncoder
 from adrec.progress import Advance, Progress
 from adrec.schema import Strict
 from adrec.training.checkpoint import (
@@ -52,7 +53,7 @@ class TrainConfig(Strict):
     learning_rate: float = Field(default=1e-3, gt=0.0)
     """Highest learning rate of AdamW."""
     embedding_rate: float = Field(default=1.0, gt=0.0)
-    """Learning rate of embedding tables, as a share of the others'."""
+    """Learning rate of the embeddings of fields, as a share of the others'."""
     weight_decay: float = Field(default=1e-2, ge=0.0)
     """Decoupled decay of matrices; biases, norms and embeddings have none."""
     embedding_decay: float = Field(default=0.0, ge=0.0)
@@ -72,6 +73,8 @@ class TrainConfig(Strict):
     """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
     new_user_share: float = Field(default=0.3, ge=0.0, le=1.0)
     """Share of requests that are made to look like a new user's; see `forget_users`."""
+    new_ad_share: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of candidates that are made to look like new ads; see `forget_ads`."""
     valid_requests: int = Field(default=20_000, ge=1)
     """Requests of the validation period that are scored after each epoch, evenly spread."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -156,7 +159,6 @@ class _Run:
         self._bf16 = choose_bf16(config.precision, self._device)
         objective.model.to(self._device)
         self._optimiser = _optimiser(objective.model, config)
-        self._user_counters_C = np.array(dataset.features.layout.user_counters, bool)
         self._log = directory / "log.jsonl"
         self._saved_at = time.monotonic()
         self.position = Position()
@@ -250,8 +252,15 @@ class _Run:
             self._checkpoint(stop)
 
     def _forget(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        share = self._config.new_user_share
-        return forget_users(batch, share, self._user_counters_C, rng) if share else batch
+        """Let some users and ads of the batch pass for new ones."""
+        config, layout = self._config, self._dataset.features.layout
+        if config.new_user_share:
+            of_user = np.array(layout.user_counters, bool)
+            batch = forget_users(batch, config.new_user_share, of_user, rng)
+        if config.new_ad_share:
+            of_ad = np.array(layout.ad_counters, bool)
+            batch = forget_ads(batch, config.new_ad_share, of_ad, layout.ad_id_buckets, rng)
+        return batch
 
     def _loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
@@ -382,8 +391,8 @@ def has_native_bf16() -> bool:
 
 
 def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a decay of its own for matrices, embedding tables, and all else."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    """AdamW with a decay of its own for matrices, embeddings of fields, and all else."""
+    tables = {id(m.table.weight) for m in model.modules() if isinstance(m, FieldEncoder)}
     named = list(model.parameters())
     embeddings = [p for p in named if id(p) in tables]
     matrices = [p for p in named if p.ndim > 1 and id(p) not in tables]
