@@ -15,7 +15,7 @@ from adrec.data.layouts import open_layout, synthetic_schema
 from adrec.data.splits import SplitConfig
 from adrec.data.synthetic import PRESETS, generate, write_world
 from adrec.features.dataset import Dataset, prepare
-from adrec.features.transforms import FeatureConfig
+from adrec.features.fitting import FeatureConfig
 
 settings.register_profile("adrec", deadline=None)  # a busy machine is not a failure
 settings.load_profile("adrec")

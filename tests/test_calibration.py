@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from adrec import metrics
-from pydantic import ValidationError
-
 from adrec.calibration import (
-    Calibration,
     CLIP,
+    Calibration,
     IdentityCalibrator,
     IsotonicCalibrator,
     Method,

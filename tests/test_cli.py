@@ -8,15 +8,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 import pytest
+import typer
+from typer.core import TyperGroup
 
-from adrec import __version__, cli, pipeline
+from adrec import __version__, cli, options, pipeline
 from adrec.bundle import find_version
 from adrec.config import RunConfig, load_config
+from adrec.data import layouts, synthetic
 from adrec.data.layouts import detect_layout, synthetic_schema
+from adrec.data.synthetic import PRESETS
 from adrec.errors import CheckpointError
 from adrec.features.dataset import Dataset
 from adrec.recommender import Recommender
@@ -72,6 +76,22 @@ class TestHelp:
         assert found.code == 0
         assert "Usage:" in found.out
         assert f" {command} [OPTIONS]" in found.out
+        assert found.out.rstrip().splitlines()[-1].strip().startswith(f"Example: adrec {command}")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_its_example_parses(self, command: str) -> None:
+        group = typer.main.get_command(cli.app)
+        assert isinstance(group, TyperGroup)
+        epilog = group.commands[command].epilog or ""
+        _, _, name, *rest = epilog.split()  # Example: adrec NAME
+        assert name == command
+        group.commands[name].make_context(name, rest)
+
+    def test_it_lists_layouts_and_presets(self, adrec: Adrec) -> None:
+        """They are written out where help is made, so that help need not wait for polars."""
+        assert get_args(options.Layout) == get_args(layouts.Layout)
+        assert get_args(options.Preset) == tuple(PRESETS)
+        assert "<" + "|".join(get_args(options.Layout)) + ">" in adrec("train", "--help").out
 
     def test_it_lists_them_all(self, adrec: Adrec) -> None:
         found = adrec("--help")
@@ -132,7 +152,7 @@ class TestSynth:
     def test_what_there_is_not(self, adrec: Adrec, tmp_path: Path, flag: str) -> None:
         found = adrec("synth", "--out", tmp_path / "world", flag, "huge")
         assert found.code == 2
-        assert f"{flag} huge: choose" in found.err
+        assert f"Invalid value for '{flag}'" in found.err
         assert not (tmp_path / "world").exists()
 
 
@@ -159,7 +179,7 @@ class TestValidate:
         found = adrec("validate", "--data", self.broken(tiny_world, tmp_path))
         assert found.code == 1
         assert "column 'click', row 5" in found.out
-        assert "1 problems" in found.err
+        assert "1 problem\n" in found.err
 
     def test_problems_as_json(self, adrec: Adrec, tiny_world: Path, tmp_path: Path) -> None:
         found = adrec("validate", "--data", self.broken(tiny_world, tmp_path), "--json")
@@ -245,7 +265,7 @@ class TestTrain:
         assert found.code == 4  # of the error that stopped it
         assert "error: stopped by the test" in found.err
         (config,) = settings
-        assert config.data.path == Path("log")
+        assert config.data.path == Path("log").absolute()
         assert config.data.layout == "criteo"
         assert config.data.rows == 9
         assert config.training.two_tower.epochs == 3
@@ -284,7 +304,7 @@ class TestTrain:
             (["--hidden-sizes", "64;32"], "--hidden-sizes 64;32"),
             (["--ranker-epochs", "0"], "training.ranker.epochs"),
             (["--ranker-epochs", "many"], "Invalid value"),
-            (["--layout", "netflix"], "data.layout"),
+            (["--layout", "netflix"], "Invalid value for '--layout'"),
             (["--config", "/nowhere.yaml"], "cannot be read"),
             (["--colour", "red"], "No such option"),
         ],
@@ -377,6 +397,36 @@ class TestEvaluate:
         differences = json.loads(file.read_text())["differences"]
         assert differences["click"]["AUC"]["estimate"] == 0
         assert "click" in found.out
+
+    @pytest.mark.parametrize(
+        "flags", [["--slice", "device"], ["--report", "page.html"], ["--rivals"], ["--no-rivals"]]
+    )
+    def test_against_refuses_what_it_would_ignore(
+        self, adrec: Adrec, tiny_run: Path, flags: list[str]
+    ) -> None:
+        found = adrec("evaluate", tiny_run, "--against", tiny_run, *flags)
+        assert found.code == 2
+        assert "--against compares two versions" in found.err
+        assert flags[0].replace("--no-", "--") in found.err
+
+    def test_only_the_evaluation_can_be_set(self, adrec: Adrec, tiny_run: Path) -> None:
+        found = adrec("evaluate", tiny_run, "--set", "ranker.width=8")
+        assert found.code == 2
+        assert "--set ranker.width" in found.err
+        assert "only evaluation.* can be set" in found.err
+
+    def test_a_world_made_anew(
+        self, adrec: Adrec, run: Path, tiny_world: Path, tmp_path: Path
+    ) -> None:
+        """A truth of another log must not be taken for this one's."""
+        world = Path(shutil.copytree(tiny_world, tmp_path / "world"))
+        truth = pl.read_parquet(world / "truth.parquet")
+        truth.head(7996).write_parquet(world / "truth.parquet")
+        settings = find_version(run) / "config.json"
+        settings.write_text(settings.read_text().replace(str(tiny_world), str(world)))
+        found = adrec("evaluate", run, "--no-rivals")
+        assert found.code == 3
+        assert "7,996 rows, the prepared log 8,000" in found.err.replace("\n", " ")
 
     def test_a_slice_there_is_not(self, adrec: Adrec, run: Path) -> None:
         found = adrec("evaluate", run, "--no-rivals", "--replicates", 0, "--slice", "shoe")
@@ -498,12 +548,14 @@ class TestBench:
             *((stage, p, "ms") for stage in stages for p in ("p50", "p95", "p99")),
             ("one at a time", "rate", "requests/s"),
             ("batches of 4", "rate", "requests/s"),
+            ("index", "memory", "MB"),
         }
         by_case = {(row["case"], row["metric"]): row["value"] for row in rows}
         for stage in stages:
             assert by_case[stage, "p50"] <= by_case[stage, "p95"] <= by_case[stage, "p99"]
         assert by_case["total", "p50"] >= by_case["rank", "p50"]
         assert "400 ads" in found.out
+        assert "index memory: " in found.out
 
     @pytest.mark.parametrize("flag", ["--requests", "--batch", "--threads"])
     def test_none_at_all(self, adrec: Adrec, tiny_run: Path, flag: str) -> None:
@@ -528,7 +580,7 @@ class TestDoctor:
         self, adrec: Adrec, monkeypatch: pytest.MonkeyPatch, library: str
     ) -> None:
         monkeypatch.setitem(sys.modules, library, None)  # what makes `import` fail
-        monkeypatch.delitem(sys.modules, "adrec.training.loop", raising=False)
+        monkeypatch.delitem(sys.modules, "adrec.training.optimiser", raising=False)
         found = adrec("doctor", "--json")
         assert found.code == 1
         bad = [one for one in found.json if one["status"] == "bad"]
@@ -541,7 +593,7 @@ class TestDemo:
         self, adrec: Adrec, tiny_world: Path, small_flags: list[str], tmp_path: Path
     ) -> None:
         """With the tiny world in the place of the demo's."""
-        shutil.copytree(tiny_world, tmp_path / "demo" / "world")
+        shutil.copytree(tiny_world, tmp_path / "demo" / "world-0")
         rivals = ("--set", "evaluation.rivals=false", "--set", "evaluation.replicates=0")
         found = adrec("demo", "--out", tmp_path / "demo", *small_flags[2:], *rivals)
         assert found.code == 0, found.err
@@ -551,3 +603,26 @@ class TestDemo:
         again = adrec("demo", "--out", tmp_path / "demo", *small_flags[2:], *rivals)
         assert "prepared already" in again.err
         assert "epoch" not in again.err
+
+    def test_a_changed_seed_makes_a_new_world(
+        self, adrec: Adrec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[RunConfig] = []
+
+        def stop(config: RunConfig, *_: object, **__: object) -> None:
+            seen.append(config)
+            raise CheckpointError("stopped by the test")
+
+        monkeypatch.setattr(pipeline, "run", stop)
+        monkeypatch.setattr(synthetic, "PRESETS", {"demo": PRESETS["tiny"]})
+        for seed in (0, 1):
+            found = adrec("demo", "--out", tmp_path, "--seed", seed)
+            assert "500 users, 400 ads, 8,000 impressions" in found.err
+        clicks = [
+            pl.read_parquet(config.data.path / "impressions.parquet")["click"].to_list()
+            for config in seen
+            if config.data.path is not None
+        ]
+        assert len(clicks) == 2
+        assert clicks[0] != clicks[1]
+        assert [config.training.ranker.seed for config in seen] == [0, 1]

@@ -16,7 +16,7 @@ from adrec.data.layouts import open_layout
 from adrec.errors import ConfigError, DataError, RequestError
 from adrec.features.batches import stack_queries
 from adrec.features.dataset import Dataset
-from adrec.features.transforms import FeatureConfig
+from adrec.features.fitting import FeatureConfig
 from adrec.recommender import Recommender, Request, Slate
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID
 

@@ -103,7 +103,7 @@ class Bundle:
         self.catalogue = Catalogue.load(path)
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> "Bundle":
+    def open(cls, path: Path) -> "Bundle":
         """Open a version, or the current version of a folder of versions.
 
         Raises:
@@ -121,8 +121,7 @@ class Bundle:
             raise BundleError(
                 f"{version}: format {manifest.format}, this adrec reads {FORMAT}; train it again"
             )
-        if verify:
-            verify_files(version, manifest)
+        verify_files(version, manifest)
         return cls(version, manifest)
 
     def runtime(self) -> Runtime:
@@ -208,6 +207,15 @@ def find_version(path: Path) -> Path:
             f"{path} holds no model; make one with `adrec train --out {path}`"
         ) from error
     return path / "versions" / name
+
+
+def run_of(folder: Path) -> Path:
+    """The run that a version belongs to: its folder of versions.
+
+    Raises:
+        BundleError: no version is there.
+    """
+    return find_version(folder).absolute().parents[1]
 
 
 def verify_files(version: Path, manifest: Manifest) -> None:

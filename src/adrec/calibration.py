@@ -190,10 +190,9 @@ def fit_value_calibrator(predictions: npt.ArrayLike, actuals: npt.ArrayLike) -> 
 class Calibration(_Model):
     """All corrections of a ranker's K tasks, in the order of the schema; the bundle keeps it.
 
-    Negatives are impressions without any outcome, of which a share r was kept in training. The
-    shift that this puts into the training data is the same for every task of a row, so each is
-    multiplied by Z = r / (1 - (1 - r) p), with p the first task's (click) training probability:
-    for the click itself that is `undo_sampling`.
+    In training a share r of the impressions without a click (the first task) was kept: `undo`
+    takes that back for the click. The other tasks' losses weighed those impressions 1 / r, so
+    they have nothing to take back but the weight of positives.
     """
 
     negative_rate: float = Field(default=1.0, gt=0, le=1)
@@ -209,10 +208,9 @@ class Calibration(_Model):
         undone = np.array(predictions, dtype=np.float64)
         for k, task in enumerate(self.tasks):
             if not isinstance(task, ValueCalibrator):
-                undone[..., k] = undo_sampling(undone[..., k], 1.0, self.positive_weight)
-        shift = self.negative_rate / (1 - (1 - self.negative_rate) * undone[..., :1])
-        shifted: Floats = undone * shift
-        return shifted
+                rate = self.negative_rate if k == 0 else 1.0
+                undone[..., k] = undo_sampling(undone[..., k], rate, self.positive_weight)
+        return undone
 
     def calibrate(self, undone: Floats) -> Floats:
         """The fitted part, [..., K]."""

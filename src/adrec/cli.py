@@ -7,96 +7,59 @@ by Ctrl-C, to be resumed by the same command.
 
 import json
 import os
-import resource
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from typer.core import TyperGroup
 
-from adrec.errors import (
-    AdRecError,
-    BundleError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    RequestError,
+from adrec.console import (
+    Commands,
+    count,
+    describe,
+    escape,
+    footer,
+    notes,
+    out,
+    parse_pairs,
+    parse_request,
+    parse_sizes,
+    show_findings,
+    show_latency,
+    show_slate,
+    slate_json,
+    write_json,
+)
+from adrec.errors import ConfigError, DataError
+from adrec.options import (
+    ConfigFile,
+    Data,
+    JsonFile,
+    LayoutName,
+    Out,
+    Preset,
+    Resume,
+    Rows,
+    Run,
+    SchemaFile,
+    Settings,
+    data_flags,
+    read_config,
+    version_config,
 )
 from adrec.progress import Progress
 from adrec.version import __version__
 
-if TYPE_CHECKING:
-    from adrec.config import RunConfig
-    from adrec.features.dataset import Dataset
-    from adrec.recommender import Recommender, Request, Slate
-
-_CODES: dict[type[AdRecError], int] = {
-    ConfigError: 2,
-    DataError: 3,
-    CheckpointError: 4,
-    BundleError: 4,
-    RequestError: 5,
-}
-
-
-class _Commands(TyperGroup):
-    """Turns errors into one line and an exit code, and Ctrl-C into what to do next."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except AdRecError as error:
-            notes.print(
-                f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True
-            )
-            raise typer.Exit(_CODES.get(type(error), 2)) from error
-        except KeyboardInterrupt as stopped:
-            notes.print(f"stopped. {stopped}", markup=False, highlight=False)
-            raise typer.Exit(130) from stopped
-
-
 app = typer.Typer(
     name="adrec",
-    cls=_Commands,
+    cls=Commands,
     help="A two-stage ad recommender: train on an impression log, prove it offline, recommend.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     epilog="Start with: adrec demo",
 )
-out = Console(soft_wrap=False)
-notes = Console(stderr=True)
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML with any of the settings.")
-]
-Data = Annotated[Path | None, typer.Option("--data", "-d", help="Folder of the log.")]
-LayoutName = Annotated[
-    str | None,
-    typer.Option(
-        help="generic, synthetic, criteo, kuairand, movielens or open_bandit; guessed if left out."
-    ),
-]
-SchemaFile = Annotated[
-    Path | None, typer.Option("--schema", help="Schema of a generic log (YAML).")
-]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run and its versions.")]
-Rows = Annotated[int | None, typer.Option(help="Read only the first ROWS impressions.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Any setting by its path: --set training.ranker.epochs=3."),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Take up what an earlier run left.")
-]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON.")]
-Run = Annotated[Path, typer.Argument(help="Folder of a run or of a published version.")]
 
 
 def main() -> None:
@@ -116,7 +79,7 @@ def version(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: adrec demo --out runs/demo")
 def demo(
     folder: Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the world and of training.")] = 0,
@@ -125,16 +88,18 @@ def demo(
 ) -> None:
     """Everything on a synthetic world: generate, train both stages, evaluate, recommend, report."""
     from adrec import pipeline
-    from adrec.config import load_config, parse_overrides
     from adrec.data.layouts import synthetic_schema
     from adrec.data.synthetic import PRESETS, generate, write_world
     from adrec.evaluation.tables import summary_table
 
     begun = time.monotonic()
-    world = folder / "world"
-    if not (world / "impressions.parquet").exists():
-        notes.print("generating the demo world: 8,000 users, 20,000 ads, 200,000 impressions")
-        made = generate(PRESETS["demo"], seed)
+    world = (folder / f"world-{seed}").absolute()
+    if not (world / "schema.yaml").exists():  # written last: without it the world is not whole
+        preset = PRESETS["demo"]
+        shown = preset.n_requests * preset.slate_size
+        sizes = f"{preset.n_users:,} users, {preset.n_ads:,} ads, {shown:,} impressions"
+        notes.print(f"generating the demo world: {sizes}", highlight=False)
+        made = generate(preset, seed)
         write_world(made, world, layout="generic", schema_yaml=synthetic_schema().dump())
     overrides = {
         "data.path": str(world),
@@ -143,23 +108,24 @@ def demo(
         "training.ranker.seed": seed,
         "evaluation.slices": ["new user", "new ad", "device"],
     }
-    config = load_config(None, overrides | parse_overrides(settings or []))
+    config = read_config(None, overrides, settings)
     progress = Progress(notes)
     pipeline.run(config, folder, progress=progress, resume=resume)
-    recommender, dataset, result = _evaluate(folder, config, progress)
+    recommender, dataset, result = pipeline.evaluate_run(config, folder, progress=progress)
     out.print(summary_table(result))
-    busiest = recommender.state.users.id(int(dataset.user_R[dataset.requests("test")[-1]]))
-    _show_slate(recommender.recommend(busiest, context={"device": "mobile", "place": "feed"}))
+    latest = recommender.state.users.id(int(dataset.user_R[dataset.requests("test")[-1]]))
+    show_slate(recommender.recommend(latest, context={"device": "mobile", "place": "feed"}))
     out.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False)
-    _footer(begun)
+    footer(begun)
 
 
-@app.command()
+@app.command(epilog="Example: adrec synth --preset demo --out data/world")
 def synth(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    preset: Annotated[str, typer.Option(help="tiny, demo or standard.")] = "demo",
+    preset: Annotated[Preset, typer.Option(help="Size of the world; clear is easy.")] = "demo",
     layout: Annotated[
-        str, typer.Option(help="generic (Parquet tables and a schema) or criteo (train.txt).")
+        Literal["generic", "criteo"],
+        typer.Option(help="Parquet tables and a schema, or Criteo's train.txt."),
     ] = "generic",
     seed: Annotated[int, typer.Option(help="The same seed gives the same world.")] = 0,
 ) -> None:
@@ -167,10 +133,6 @@ def synth(
     from adrec.data.layouts import synthetic_schema
     from adrec.data.synthetic import PRESETS, generate, write_world
 
-    if preset not in PRESETS:
-        raise ConfigError(f"--preset {preset}: choose from {', '.join(PRESETS)}")
-    if layout not in ("generic", "criteo"):
-        raise ConfigError(f"--layout {layout}: choose generic or criteo")
     begun = time.monotonic()
     world = generate(PRESETS[preset], seed)
     if layout == "criteo":  # which brings its own schema
@@ -178,10 +140,10 @@ def synth(
     else:
         write_world(world, folder, layout="generic", schema_yaml=synthetic_schema().dump())
     notes.print(f"wrote {folder}")
-    _footer(begun, world.impressions.height)
+    footer(begun, world.impressions.height)
 
 
-@app.command()
+@app.command(epilog="Example: adrec validate --data data/world")
 def validate(
     config_file: ConfigFile = None,
     data: Data = None,
@@ -198,7 +160,7 @@ def validate(
     from adrec.pipeline import open_log
 
     begun = time.monotonic()
-    config = _config(config_file, _data_flags(data, layout, schema, rows), settings)
+    config = read_config(config_file, data_flags(data, layout, schema, rows), settings)
     try:
         tables = open_log(config.data)
         problems = check_tables(tables)
@@ -210,16 +172,16 @@ def validate(
         typer.echo(json.dumps([asdict(problem) for problem in problems], indent=1))
     else:
         for problem in problems:
-            out.print(_escape(str(problem)), soft_wrap=True, highlight=False)
+            out.print(escape(str(problem)), soft_wrap=True, highlight=False)
     if problems:
-        notes.print(f"{len(problems)} problems")
+        notes.print(count(len(problems), "problem"), highlight=False)
         raise typer.Exit(1)
     assert tables is not None
-    _footer(begun, tables.rows())
+    footer(begun, tables.rows())
     notes.print("no problems")
 
 
-@app.command()
+@app.command(epilog="Example: adrec prepare --data data/world --out runs/mine")
 def prepare(
     folder: Out,
     config_file: ConfigFile = None,
@@ -234,13 +196,13 @@ def prepare(
     from adrec import pipeline
 
     begun = time.monotonic()
-    config = _config(config_file, _data_flags(data, layout, schema, rows), settings)
+    config = read_config(config_file, data_flags(data, layout, schema, rows), settings)
     dataset = pipeline.prepare_log(config, folder, progress=Progress(notes), resume=resume)
-    _describe(dataset)
-    _footer(begun, len(dataset.ad_N))
+    describe(dataset)
+    footer(begun, len(dataset.ad_N))
 
 
-@app.command()
+@app.command(epilog="Example: adrec train --data data/world --out runs/mine --ranker-epochs 2")
 def train(
     folder: Out,
     config_file: ConfigFile = None,
@@ -280,13 +242,13 @@ def train(
         "training.ranker.epochs": ranker_epochs,
         "two_tower.embedding_dim": embedding_size,
         "ranker.embedding_dim": embedding_size,
-        "two_tower.hidden": _sizes(hidden_sizes),
+        "two_tower.hidden": parse_sizes(hidden_sizes),
         "two_tower.output_dim": output_size,
     }
     for stage in ("two_tower", "ranker"):
         flags |= {f"training.{stage}.{name}": value for name, value in both.items()}
     given = {key: value for key, value in flags.items() if value is not None}
-    config = _config(config_file, _data_flags(data, layout, schema, rows) | given, settings)
+    config = read_config(config_file, data_flags(data, layout, schema, rows) | given, settings)
     progress = Progress(notes)
     dataset = pipeline.prepare_log(config, folder, progress=progress, resume=resume)
     trained = pipeline.train_stages(config, dataset, folder, progress=progress, resume=resume)
@@ -294,10 +256,10 @@ def train(
         rate = run.rows / max(run.seconds, 1e-9)
         notes.print(f"{name}: {run.rows:,} rows in {run.seconds:,.0f} s, {rate:,.0f} rows/s")
     pipeline.publish_run(config, dataset, trained, folder, progress=progress)
-    _footer(begun)
+    footer(begun)
 
 
-@app.command()
+@app.command(epilog="Example: adrec evaluate runs/mine --slice device")
 def evaluate(
     folder: Run,
     against: Annotated[
@@ -306,13 +268,17 @@ def evaluate(
     slices: Annotated[
         list[str] | None, typer.Option("--slice", help="A categorical field to look closer by.")
     ] = None,
-    rivals: Annotated[bool, typer.Option(help="Train the rivals too.")] = True,
+    rivals: Annotated[
+        bool | None, typer.Option("--rivals/--no-rivals", help="Train the rivals too, as is usual.")
+    ] = None,
     replicates: Annotated[int | None, typer.Option(help="Bootstrap replicates; 0: none.")] = None,
     settings: Settings = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
 ) -> None:
     """Judge a run on its test period, which no model has seen, beside its rivals."""
+    from adrec import pipeline
+    from adrec.bundle import run_of
     from adrec.config import parse_overrides
     from adrec.evaluation.offline import compare
     from adrec.evaluation.tables import comparison_table, result_tables
@@ -320,25 +286,40 @@ def evaluate(
     from adrec.recommender import Recommender
 
     begun = time.monotonic()
-    flags: dict[str, Any] = {"evaluation.rivals": rivals}
-    if slices:
-        flags["evaluation.slices"] = slices
-    if replicates is not None:
-        flags["evaluation.replicates"] = replicates
-    config = _run_config(folder, flags | parse_overrides(settings or []))
+    only_alone = {"--slice": slices or None, "--report": report, "--rivals": rivals}
+    given = [flag for flag, value in only_alone.items() if value is not None]
+    if against is not None and given:
+        raise ConfigError(
+            f"--against compares two versions and prints one table; {', '.join(given)} "
+            "belongs to the evaluation of one, so leave out the one or the other"
+        )
+    overrides = parse_overrides(settings or [])
+    for key in overrides:
+        if not key.startswith("evaluation."):
+            raise ConfigError(
+                f"--set {key}: a version is evaluated as it was made; only evaluation.* can be set"
+            )
+    flags: dict[str, Any] = {
+        "evaluation.rivals": rivals,
+        "evaluation.slices": slices or None,
+        "evaluation.replicates": replicates,
+    }
+    flags = {key: value for key, value in flags.items() if value is not None}
+    config = version_config(folder, flags | overrides)
     if against is not None:
         pair = Recommender.load(folder), Recommender.load(against)
-        result = compare(*pair, Dataset(_run_of(folder) / "dataset"), config.evaluation)
+        result = compare(*pair, Dataset(run_of(folder) / "dataset"), config.evaluation)
         out.print(comparison_table(result))
     else:
-        _, _, result = _evaluate(folder, config, Progress(notes), report)
+        progress = Progress(notes)
+        _, _, result = pipeline.evaluate_run(config, folder, progress=progress, report=report)
         for table in result_tables(result):
             out.print(table)
-    _write_json(json_file, result)
-    _footer(begun)
+    write_json(json_file, result)
+    footer(begun)
 
 
-@app.command()
+@app.command(epilog="Example: adrec recommend runs/mine --user 17 -k 5")
 def recommend(
     folder: Run,
     user: Annotated[str | None, typer.Option(help="A user's id.")] = None,
@@ -366,22 +347,22 @@ def recommend(
     if context and user is None:
         raise ConfigError("--context belongs to --user; put it into the JSON request")
     if user is not None:
-        asked = [Request(user=user, context=_pairs(context or []))]
+        asked = [Request(user=user, context=parse_pairs(context or []))]
     elif request is not None:
-        asked = [_request(sys.stdin.read() if request == "-" else request)]
+        asked = [parse_request(sys.stdin.read() if request == "-" else request)]
     else:
         assert users is not None
-        asked = [_request(line) for line in users.read_text().splitlines() if line.strip()]
+        asked = [parse_request(line) for line in users.read_text().splitlines() if line.strip()]
     recommender = Recommender.load(folder)
     for start in range(0, len(asked), 16):
         for slate in recommender.recommend_batch(asked[start : start + 16], k):
             if as_json:
-                typer.echo(json.dumps(_slate_json(slate)))
+                typer.echo(json.dumps(slate_json(slate)))
             else:
-                _show_slate(slate)
+                show_slate(slate)
 
 
-@app.command()
+@app.command(epilog="Example: adrec bench runs/mine --requests 500")
 def bench(
     folder: Run,
     requests: Annotated[int, typer.Option(min=1, help="Requests to time.")] = 200,
@@ -405,25 +386,19 @@ def bench(
     asked = [Request(user=user) for user in ids[:requests]] or [Request()] * requests
     found = stage_latency(recommender, asked, k)
     together = batch_rate(recommender, asked, k, batch)
-    table = Table(title=f"{recommender.serving.candidates} of {len(recommender.index):,} ads")
-    for column in ("stage", "p50 ms", "p95 ms", "p99 ms"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    rows = []
-    for stage, ms in found["stages"].items():
-        table.add_row(stage, *(f"{ms[q]:.2f}" for q in ("p50", "p95", "p99")))
-        rows += [
-            {"case": stage, "metric": quantile, "value": value, "unit": "ms"}
-            for quantile, value in ms.items()
-        ]
-    out.print(table)
+    title = f"{recommender.serving.candidates} of {len(recommender.index):,} ads"
+    rows = show_latency(found, title)
     rates = {"one at a time": found["requests_per_s"], f"batches of {batch}": together}
     for case, rate in rates.items():
         out.print(f"{case}: {rate:,.0f} requests/s, {torch.get_num_threads()} threads")
         rows.append({"case": case, "metric": "rate", "value": rate, "unit": "requests/s"})
-    _write_json(json_file, rows)
+    memory_mb = recommender.index.memory_bytes / 1e6
+    out.print(f"index memory: {memory_mb:,.2f} MB")
+    rows.append({"case": "index", "metric": "memory", "value": memory_mb, "unit": "MB"})
+    write_json(json_file, rows)
 
 
-@app.command()
+@app.command(epilog="Example: adrec doctor")
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -434,180 +409,9 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([finding.__dict__ for finding in findings], indent=1))
     else:
-        marks = {"ok": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
-        for finding in findings:
-            out.print(f"{marks[finding.status]} {finding.what}: {finding.found}", highlight=False)
-            if finding.advice:
-                out.print(f"     {finding.advice}", highlight=False)
+        show_findings(findings)
     if any(finding.status == "bad" for finding in findings):
         raise typer.Exit(1)
-
-
-def _config(path: Path | None, flags: Mapping[str, Any], settings: list[str] | None) -> "RunConfig":
-    from adrec.config import load_config, parse_overrides
-
-    return load_config(path, {**flags, **parse_overrides(settings or [])})
-
-
-def _run_config(folder: Path, overrides: Mapping[str, Any]) -> "RunConfig":
-    """The settings that a version was made with, changed by `overrides`."""
-    from adrec.bundle import find_version
-    from adrec.config import load_config
-
-    return load_config(find_version(folder) / "config.json", overrides)
-
-
-def _data_flags(
-    data: Path | None, layout: str | None, schema: Path | None, rows: int | None
-) -> dict[str, Any]:
-    flags = {
-        "data.path": None if data is None else str(data),
-        "data.layout": layout,
-        "data.schema_file": None if schema is None else str(schema),
-        "data.rows": rows,
-    }
-    return {key: value for key, value in flags.items() if value is not None}
-
-
-def _evaluate(
-    folder: Path, config: "RunConfig", progress: Progress, report: Path | None = None
-) -> "tuple[Recommender, Dataset, dict[str, Any]]":
-    """Evaluate the current version of a run and write its report and JSON."""
-    from adrec.bundle import find_version
-    from adrec.data.synthetic import read_truth
-    from adrec.evaluation.baselines import ranking_rivals
-    from adrec.evaluation.offline import evaluate as judge
-    from adrec.evaluation.report import write_report
-    from adrec.evaluation.retrieval_baselines import retrieval_rivals
-    from adrec.features.dataset import Dataset
-    from adrec.recommender import Recommender
-
-    run = _run_of(folder)
-    dataset = Dataset(run / "dataset")
-    recommender = Recommender.load(folder)
-    rivals = config.evaluation.rivals
-    truth = read_truth(config.data.path) if config.data.path is not None else {}
-    result = judge(
-        recommender,
-        dataset,
-        config.evaluation,
-        ranking_rivals=ranking_rivals() if rivals else (),
-        retrieval_rivals=retrieval_rivals(dataset) if rivals else (),
-        references=truth,
-        progress=progress,
-    )
-    title = f"adrec: {dataset.features.schema.name}"
-    path = report or run / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    training = find_version(folder) / "training"
-    write_report(result, path, title=title, training=training)
-    _write_json(run / "evaluation.json", result)
-    progress.say(f"report: {path.resolve()}")
-    return recommender, dataset, result
-
-
-def _run_of(folder: Path) -> Path:
-    """The run that a version belongs to: its folder of versions."""
-    from adrec.bundle import find_version
-
-    return find_version(folder).absolute().parents[1]
-
-
-def _write_json(path: Path | None, content: Any) -> None:
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1))
-
-
-def _describe(dataset: "Dataset") -> None:
-    for split in ("train", "valid", "test"):
-        requests = dataset.requests(split)
-        rows = len(dataset.rows_of(requests))
-        notes.print(f"{split}: {rows:,} impressions in {len(requests):,} requests")
-    once = dataset.shown_once()
-    ads = len(dataset.catalogue) - 1
-    notes.print(f"ads: {ads:,}, of which {once:.1%} were shown exactly once")
-
-
-def _show_slate(slate: "Slate") -> None:
-    tasks = list(slate.ads[0].scores) if slate.ads else []
-    priced = bool(slate.ads) and slate.ads[0].value_micros is not None
-    table = Table(title=f"user {slate.user}: top {len(slate.ads)} of {slate.candidates} candidates")
-    for column in ("rank", "ad", *tasks, *(["bid x click, micros"] if priced else [])):
-        table.add_column(column, justify="right")
-    for rank, ad in enumerate(slate.ads, start=1):
-        scores = [
-            f"{score:.4f}" if score < 100 else f"{score:,.0f}" for score in ad.scores.values()
-        ]
-        value = [f"{ad.value_micros:,.0f}"] if ad.value_micros is not None else []
-        table.add_row(str(rank), ad.ad_id, *scores, *value)
-    out.print(table)
-    stages = ", ".join(f"{stage} {ms:.1f} ms" for stage, ms in slate.stage_ms.items())
-    out.print(f"{stages}; version {slate.version}", highlight=False)
-
-
-def _slate_json(slate: "Slate") -> dict[str, Any]:
-    return {
-        "user": slate.user,
-        "version": slate.version,
-        "candidates": slate.candidates,
-        "ads": [
-            {"ad_id": ad.ad_id, "scores": dict(ad.scores), "value_micros": ad.value_micros}
-            for ad in slate.ads
-        ],
-        "stage_ms": dict(slate.stage_ms),
-    }
-
-
-def _request(text: str) -> "Request":
-    """A request from JSON, or from a bare user id.
-
-    Raises:
-        RequestError: JSON with keys that a request does not have.
-    """
-    from adrec.recommender import Request
-
-    text = text.strip()
-    if not text.startswith("{"):
-        return Request(user=text.strip('"'))
-    try:
-        content = json.loads(text)
-        return Request(**content)
-    except (ValueError, TypeError) as error:
-        raise RequestError(
-            f"not a request: {error}; keys are user, context, profile, at_ms, exclude"
-        ) from error
-
-
-def _pairs(settings: list[str]) -> dict[str, str]:
-    pairs = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--context {setting}: expected FIELD=VALUE")
-        pairs[key] = value
-    return pairs
-
-
-def _sizes(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--hidden-sizes {text}: expected numbers with commas between") from error
-
-
-def _footer(begun: float, rows: int | None = None) -> None:
-    """Seconds, rows a second and peak memory of the command, on stderr."""
-    seconds = time.monotonic() - begun
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rate = f", {rows / seconds:,.0f} rows/s" if rows is not None else ""
-    notes.print(f"{seconds:.1f} s{rate}, peak memory {peak_mb:,.0f} MB", highlight=False)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from adrec.data.criteo import AD_FIELDS, USER_FIELDS
 from adrec.data.layouts import Layout
 from adrec.data.splits import SplitConfig
 from adrec.errors import ConfigError
-from adrec.evaluation.offline import EvaluationConfig
-from adrec.features.transforms import FeatureConfig
+from adrec.evaluation.judged import EvaluationConfig
+from adrec.features.fitting import FeatureConfig
 from adrec.models.ranker import RankerConfig
 from adrec.models.two_tower import TwoTowerConfig
 from adrec.retrieval.index_config import IndexConfig
 from adrec.schema import Strict, parse_config
-from adrec.training.loop import TrainConfig
+from adrec.training.config import TrainConfig
 
 
 class CriteoConfig(Strict):

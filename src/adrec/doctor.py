@@ -66,7 +66,7 @@ def _processor() -> Finding:
     try:
         import torch
 
-        from adrec.training.loop import has_native_bf16
+        from adrec.training.optimiser import has_native_bf16
     except (ImportError, OSError):  # torch has a finding of its own
         return Finding("processor", "ok", f"{cores} cores")
     found = f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,9 +1,10 @@
-"""The pipeline, from a log to a published model version: the table of contents of adrec.
+"""The pipeline, from a log to a published and judged model version: the table of contents of adrec.
 
     open_log       schema and lazily read tables
     prepare_log    features fitted on the past, arrays on disk
     train_stages   two-tower, then ranker
     publish_run    calibration, index, bundle
+    evaluate_run   metrics beside rivals, report
 
 Each step leaves its result in the run's folder and is skipped when it is there already for the same
 settings, so the same command resumes a run that was stopped anywhere.
@@ -19,23 +20,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from adrec.bundle import Manifest, publish
+from adrec.bundle import Manifest, find_version, publish, run_of
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
 from adrec.data.checks import require_valid
 from adrec.data.criteo import open_criteo
 from adrec.data.layouts import detect_layout, open_layout
+from adrec.data.synthetic import read_truth
 from adrec.data.tables import Tables
-from adrec.errors import ConfigError
+from adrec.errors import ConfigError, DataError
+from adrec.evaluation.baselines import ranking_rivals
+from adrec.evaluation.offline import evaluate
+from adrec.evaluation.report import write_report
+from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
 from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
 from adrec.progress import Progress
+from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
 from adrec.schema import load_schema
 from adrec.training.checkpoint import fingerprint, save_weights
-from adrec.training.loop import Position, TrainConfig, choose_device, train
+from adrec.training.config import TrainConfig
+from adrec.training.loop import Position, train
 from adrec.training.objectives import (
     Objective,
     RankerObjective,
@@ -44,6 +53,7 @@ from adrec.training.objectives import (
     score_impressions,
     thin,
 )
+from adrec.training.optimiser import choose_device
 
 _CALIBRATION_REQUESTS = 100_000
 
@@ -156,6 +166,7 @@ def train_stages(
         ranker,
         dataset,
         positive_weights=[settings.ranker.positive_weight] * len(layout.task_kinds),
+        negative_rate=settings.ranker.negative_rate,
         valid_requests=settings.ranker.valid_requests,
         device=choose_device(settings.ranker.device),
     )
@@ -210,6 +221,45 @@ def publish_run(
     return version
 
 
+def evaluate_run(
+    config: RunConfig, folder: Path, *, progress: Progress, report: Path | None = None
+) -> tuple[Recommender, Dataset, dict[str, Any]]:
+    """Judge a version on its run's test period; write `evaluation.json` and the HTML report.
+
+    Args:
+        config: what the version was made with; its evaluation may differ.
+        folder: of the run (its current version is judged) or of a version.
+        progress: told what is going on.
+        report: where the report goes; None: `report.html` of the run.
+
+    Returns:
+        The version, the prepared log, and what `evaluate` found.
+
+    Raises:
+        DataError: the log is not prepared, or the truth beside it is of another.
+    """
+    run = run_of(folder)
+    dataset = Dataset(run / "dataset")
+    recommender = Recommender.load(folder)
+    rivals = config.evaluation.rivals
+    result = evaluate(
+        recommender,
+        dataset,
+        config.evaluation,
+        ranking_rivals=ranking_rivals(threads=torch.get_num_threads()) if rivals else (),
+        retrieval_rivals=retrieval_rivals(dataset) if rivals else (),
+        references=_truth(config.data, dataset),
+        progress=progress,
+    )
+    (run / "evaluation.json").write_text(json.dumps(result, indent=1))
+    path = report or run / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    title = f"adrec: {dataset.features.schema.name}"
+    write_report(result, path, title=title, training=find_version(folder) / "training")
+    progress.say(f"report: {path.resolve()}")
+    return recommender, dataset, result
+
+
 def calibrate(config: RunConfig, dataset: Dataset, ranker: Ranker) -> Calibration:
     """Fit the calibration of every task on the validation period."""
     requests = thin(dataset.requests("valid"), _CALIBRATION_REQUESTS)
@@ -221,6 +271,25 @@ def calibrate(config: RunConfig, dataset: Dataset, ranker: Ranker) -> Calibratio
         negative_rate=config.training.ranker.negative_rate,
         positive_weight=config.training.ranker.positive_weight,
     )
+
+
+def _truth(config: DataConfig, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
+    """What is known of each impression of a synthetic world; nothing of another log.
+
+    Raises:
+        DataError: the truth is of a log of another length.
+    """
+    path, layout = config.path, config.layout
+    if path is None or not path.exists() or (layout or detect_layout(path)) != "synthetic":
+        return {}
+    truth = {name: scores_NK[: config.rows] for name, scores_NK in read_truth(path).items()}
+    for scores_NK in truth.values():
+        if len(scores_NK) != len(dataset.ad_N):
+            raise DataError(
+                f"{path / 'truth.parquet'} has {len(scores_NK):,} rows, the prepared log "
+                f"{len(dataset.ad_N):,}: the world was made anew; run `adrec train` on it again"
+            )
+    return truth
 
 
 def _train_stage(
@@ -236,7 +305,8 @@ def _train_stage(
     directory = out / "training" / name
     settings = config.training.two_tower if name == "two-tower" else config.training.ranker
     if directory.exists() and not (resume and _is_done(directory, key)):
-        progress.say(f"{name}: settings or data have changed, training afresh")
+        why = "settings or data have changed, " if resume else ""
+        progress.say(f"{name}: {why}training afresh")
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps({"key": key}))

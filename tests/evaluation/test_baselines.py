@@ -23,7 +23,7 @@ from adrec.evaluation.baselines import (
 )
 from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset, prepare
-from adrec.features.transforms import FeatureConfig
+from adrec.features.fitting import FeatureConfig
 from adrec.metrics import auc, log_loss
 from adrec.schema import parse_schema
 
@@ -157,13 +157,6 @@ def test_trees_are_the_same_for_any_part_of_the_rows(
     again = LightGBM(FEW_TREES)
     again.fit(tiny_dataset)
     np.testing.assert_array_equal(again.score(tiny_dataset, rows), whole)
-
-
-def test_importance_names_the_columns(trees: LightGBM, tiny_dataset: Dataset) -> None:
-    click = trees.importance()[0]
-    assert len(trees.importance()) == len(tiny_dataset.features.schema.tasks)
-    assert list(click.values()) == sorted(click.values(), reverse=True)
-    assert "history same topic" in list(click)[:10]
 
 
 def test_trees_find_a_planted_signal_and_the_scale_of_a_value(tmp_path: Path) -> None:

@@ -17,15 +17,10 @@ from adrec.config import RunConfig
 from adrec.data.synthetic import read_truth
 from adrec.errors import ConfigError, DataError
 from adrec.evaluation import offline
-from adrec.evaluation.offline import (
-    OURS,
-    EvaluationConfig,
-    compare,
-    evaluate,
-    judged_impressions,
-    logged_visitor,
-)
+from adrec.evaluation.judged import OURS, EvaluationConfig, judged_impressions
+from adrec.evaluation.offline import compare, evaluate
 from adrec.evaluation.report import write_report
+from adrec.evaluation.retrieval import logged_visitor
 from adrec.evaluation.retrieval_baselines import PopularAds, queries
 from adrec.evaluation.tables import result_tables
 from adrec.features.dataset import Dataset

@@ -25,7 +25,7 @@ from adrec.evaluation.retrieval_baselines import (
     user_item_pairs,
 )
 from adrec.features.dataset import Dataset, prepare
-from adrec.features.transforms import FeatureConfig
+from adrec.features.fitting import FeatureConfig
 from adrec.metrics import recall_at_k
 from adrec.schema import parse_schema
 

@@ -15,11 +15,12 @@ from adrec.data.layouts import open_layout
 from adrec.data.tables import Tables, open_tables
 from adrec.features import counters, histories
 from adrec.features.batches import Fields, Query, gaps, history_items, stack_queries
+from adrec.features.fitting import FeatureConfig
 from adrec.features.histories import UNKNOWN_MS
 from adrec.features.past import count_strictly_before
 from adrec.features.state import Catalogue, Rows, State
-from adrec.features.transforms import FeatureConfig, Features
-from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema
+from adrec.features.transforms import Features
+from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
 CONFIG = FeatureConfig(embed_user_id=True)
 
@@ -283,7 +284,7 @@ class TestAds:
         np.testing.assert_array_equal(history.ads_UL, expected.ads_UL)
         np.testing.assert_array_equal(history.times_ms_UL, expected.times_ms_UL)
         row = int(users["history"].list.len().arg_max() or 0)
-        last = [known.row(ad) for ad in users["history"][row].to_list()[-20:]]
+        last = [known.row(ad) for ad in users["history"][row].to_list()[-history.length :]]
         assert expected.read(row + 1, 10**13)[0].tolist() == last
 
     def test_row_zero_is_an_ad_of_which_nothing_is_known(self, tiny_world: Path) -> None:
@@ -364,3 +365,40 @@ def test_gaps_by_hand() -> None:
     times = np.array([[UNKNOWN_MS, 2 * hour, 8 * hour]])
     expected = [[-1.0, np.log(8.0), np.log(2.0)]]
     np.testing.assert_allclose(gaps(times, np.array([9 * hour])), expected, rtol=1e-6)
+
+
+def test_what_happens_late_in_a_lasting_request_is_unknown_until_then(tmp_path: Path) -> None:
+    # Request a comes at 1,000 and shows a second ad at 900,000; what happens there must not reach
+    # request b, which comes at 500,000, nor c at 600,000, both of them before it.
+    def read(late_click: int) -> Rows:
+        frame = pl.DataFrame(
+            {
+                "request_id": ["a", "a", "b", "c", "d"],
+                "user_id": ["1", "1", "2", "1", "1"],
+                "ad_id": ["x", "y", "y", "y", "y"],
+                "timestamp_ms": [1_000, 900_000, 500_000, 600_000, 900_001],
+                "click": [0, late_click, 0, 0, 0],
+            }
+        )
+        folder = tmp_path / str(late_click)
+        folder.mkdir()
+        frame.write_parquet(folder / "impressions.parquet")
+        schema = parse_schema(
+            "{name: t, user_id: user_id, request_id: request_id, tasks: [{name: click}],"
+            " fields: [{name: past, kind: sequence, grows_with: click}],"
+            " counters: [{columns: [ad_id]}, {columns: [user_id]}]}"
+        )
+        tables = open_tables(schema, folder)
+        features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=10**7)
+        state = State.begin(features, Catalogue.of(features, tables.ad_frame()), None)
+        return state.advance(next(tables.chunks(100)))
+
+    quiet, clicked = read(0), read(1)
+    # The prior is the mean click rate, which differs; counts and histories must not, but for d.
+    assert np.array_equal(quiet.counters_NC[:4, ::2], clicked.counters_NC[:4, ::2])
+    # By then c knows of one impression of y (b's) and one of its user (a's first).
+    expected = [[0, 0], [0, 0], [0, 0], [np.log(2), np.log(2)]]
+    np.testing.assert_allclose(quiet.counters_NC[:4, ::2], expected, rtol=1e-6)
+    assert np.array_equal(quiet.histories[0][0][:3], clicked.histories[0][0][:3])
+    assert (quiet.histories[0][0][3] == 0).all()
+    assert (clicked.histories[0][0][3] != 0).sum() == 1

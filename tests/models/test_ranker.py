@@ -17,7 +17,14 @@ from adrec.models.ranker import Ranker, RankerConfig, history_matches
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 
 SMALL = RankerConfig(
-    embedding_dim=4, width=32, layers=3, heads=4, feed_forward=64, cross_rank=8, head_hidden=16
+    embedding_dim=4,
+    width=32,
+    layers=3,
+    heads=4,
+    feed_forward=64,
+    cross_rank=8,
+    head_hidden=16,
+    history_tokens=30,
 )
 REQUESTS = 2
 # Two layouts of the same float32 sums: errors of 1e-6 on outputs of size 1, 2e-5 with room.
@@ -100,16 +107,18 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
     c = batch.candidates
     for i, history in enumerate(query.histories):
         items = model.ad_token(model.ad_fields(history.ads)) + model.gap(history.gap_BL)
-        for item, there in zip(items[request], history.mask_BL[request], strict=True):
+        latest = list(zip(items[request], history.mask_BL[request], strict=True))
+        for item, there in latest[-config.history_tokens :]:
             if there:  # what is masked is simply not in the sequence
                 past.append(item + model.sequence.weight[i])
         own, there = c.ads.categorical[request, place], history.mask_BL[request]
-        counts = [
-            sum(int(code == value != 0) for code in column)
-            for column, value in zip(history.ads.categorical[request][there].T, own, strict=True)
-        ]
+        fade = 0.85 ** torch.arange(len(there) - 1, -1, -1)
+        matches = (history.ads.categorical[request] == own) & there[:, None] & (own != 0)
+        counts = matches.sum(0)
+        recent = (matches * fade[:, None]).sum(0) / max(1e-6, float((there * fade).sum()))
         shared += [math.log1p(count) for count in counts]
-        shared += [count / max(1, int(there.sum())) for count in counts]
+        for count, share in zip(counts, recent, strict=True):
+            shared += [float(count) / max(1, int(there.sum())), float(share)]
     ad = model.ad_fields(c.ads)[request, place]
     crosses = torch.cat([c.counters_BNC[request, place], torch.tensor(shared)])
     x_TD = torch.stack([*tokens, *past, model.ad_token(ad) + model.cross_token(crosses)])
@@ -236,7 +245,10 @@ def test_history_matches_by_hand() -> None:
     )
     # (5, 1): twice and once of 3. (7, 0): never, and a missing value matches nothing.
     found = history_matches(history, Fields(torch.tensor([[[5, 1], [7, 0]]]), torch.zeros(1, 2, 0)))
-    expected = [[math.log(3), math.log(2), 2 / 3, 1 / 3], [0.0, 0.0, 0.0, 0.0]]
+    # Of the weights .85^3, .85^2, .85 the first two hold a 5, the first a 1.
+    total = 0.85**3 + 0.85**2 + 0.85
+    shares = [2 / 3, (0.85**3 + 0.85**2) / total, 1 / 3, 0.85**3 / total]
+    expected = [[math.log(3), math.log(2), *shares], [0.0] * 6]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
 
 
@@ -248,7 +260,7 @@ def test_nothing_matches_an_empty_history() -> None:
         mask_BL=torch.zeros((1, 3), dtype=torch.bool),
     )
     ads = Fields(torch.ones((1, 5, 2), dtype=torch.int32), torch.zeros((1, 5, 0)))
-    assert (history_matches(history, ads) == torch.zeros((1, 5, 4))).all()
+    assert (history_matches(history, ads) == torch.zeros((1, 5, 6))).all()
 
 
 def test_it_can_start_from_the_two_towers_embeddings(layout: Layout) -> None:
@@ -449,3 +461,30 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
     loss = model.loss(batch, (1.0,), (1.0,))
     loss.backward()
     assert torch.isfinite(loss)
+
+
+def test_the_last_items_of_a_history() -> None:
+    history = HistoryItems(
+        ads=Fields(torch.arange(8).view(1, 4, 2), torch.zeros((1, 4, 0))),
+        row_BL=torch.arange(4)[None],
+        gap_BL=torch.arange(4.0)[None],
+        mask_BL=torch.ones((1, 4), dtype=torch.bool),
+    )
+    last = history.last(2)
+    assert last.row_BL.tolist() == [[2, 3]]
+    assert last.gap_BL.tolist() == [[2.0, 3.0]]
+    assert last.ads.categorical.tolist() == [[[4, 5], [6, 7]]]
+
+
+def test_a_thinned_click_weighs_the_other_tasks_back(tiny_dataset: Dataset) -> None:
+    # Keep a quarter of the impressions without a click: the engagement's mean loss over those left,
+    # each standing for four, is that over all if those left out are like those left.
+    model = Ranker(SMALL, tiny_dataset.features.layout).eval()
+    batch = tiny_dataset.batch(tiny_dataset.requests("train")[:64])
+    only_engagement = (0.0, 1.0, 0.0)
+    losses = model.heads.losses(model(batch), batch.labels_BNK, POSITIVE)[1]
+    mask = batch.candidates.mask_BN
+    weight = torch.where(batch.labels_BNK[..., 0] > 0, 1.0, 4.0)
+    expected = (losses * weight)[mask].sum() / weight[mask].sum()
+    found = model.loss(batch, only_engagement, POSITIVE, negative_rate=0.25)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -26,17 +26,16 @@ from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.progress import Progress
 from adrec.training.checkpoint import fingerprint
+from adrec.training.config import TrainConfig
 from adrec.training.curves import read_log
-from adrec.training.loop import (
-    Position,
-    TrainConfig,
-    _optimiser,
+from adrec.training.loop import Position, train
+from adrec.training.objectives import Objective, RankerObjective, TwoTowerObjective
+from adrec.training.optimiser import (
+    build_optimiser,
     choose_bf16,
     choose_device,
     learning_rate,
-    train,
 )
-from adrec.training.objectives import Objective, RankerObjective, TwoTowerObjective
 
 CPU = torch.device("cpu")
 RANKER = RankerConfig(
@@ -495,7 +494,7 @@ def test_biases_norms_and_tables_do_not_decay(tiny_dataset: Dataset) -> None:
     config = TrainConfig(weight_decay=0.3, embedding_decay=0.1)
     decay = {
         id(p): group["weight_decay"]
-        for group in _optimiser(model, config).param_groups
+        for group in build_optimiser(model, config).param_groups
         for p in group["params"]
     }
     assert len(decay) == len(list(model.parameters()))

@@ -8,12 +8,11 @@ layout gives no time, user or ad, so:
 - which fields describe the user and which the ad is declared here (by default I1-I13 and C1-C6 the
   user, C7-C26 the ad); fields in neither list are context;
 - an ad is a distinct combination of its key fields, named by xxHash (XXH3, 64 bits) of their values
-  and so by the same id on every machine and in every version. `ad_key_report` says how many ads a
-  key makes and how many of them were seen only once; a narrower key makes fewer and better known
-  ads.
+  and so by the same id on every machine and in every version. `adrec prepare` prints how
+  many ads a key makes and how many of them were shown only once; a narrower key makes fewer and
+  better known ads.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -42,22 +41,6 @@ FILES = ("train.txt", "train.tsv", "train.txt.gz", "train.tsv.gz")
 USER_FIELDS = (*NUMBERS, *CATEGORIES[:6])
 AD_FIELDS = CATEGORIES[6:]
 COUNTER_FIELDS = ("C7", "C11", "C18")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdKeyReport:
-    """What a choice of `ad_key` makes of a log."""
-
-    impressions: int
-    ads: int
-    """Distinct keys."""
-    singletons: int
-    """Ads that were shown once."""
-
-    @property
-    def singleton_share(self) -> float:
-        """Share of the ads that were shown once; 0 without ads."""
-        return self.singletons / self.ads if self.ads else 0.0
 
 
 def open_criteo(
@@ -132,23 +115,6 @@ def criteo_schema(
         # Time is a row's number, so a half-life in hours would mean nothing.
         counters=tuple(CounterSpec(columns=(name,)) for name in counter_fields),
     )
-
-
-def ad_key_report(tables: Tables) -> AdKeyReport:
-    """Count the ads that the key makes, and those shown once; one pass over the log."""
-    with reading(tables.impressions.file):
-        shown = (
-            tables.impressions.frame()
-            .group_by(AD_ID)
-            .agg(pl.len().alias("shown"))
-            .select(
-                impressions=pl.col("shown").sum(),
-                ads=pl.len(),
-                singletons=(pl.col("shown") == 1).sum(),
-            )
-            .collect(engine="streaming")
-        )
-    return AdKeyReport(**{name: int(shown[name][0]) for name in shown.columns})
 
 
 def _find_file(path: Path) -> Path:

@@ -55,7 +55,7 @@ def open_layout(layout: Layout, directory: Path, schema: Schema | None = None) -
 
 
 def detect_layout(directory: Path) -> Layout:
-    """Guess a folder's layout from the names of its files.
+    """Guess a folder's layout from the names of its files; Criteo's file may stand for its folder.
 
     Raises:
         DataError: not a folder, or nothing in it is known; says what was looked for.
@@ -64,7 +64,8 @@ def detect_layout(directory: Path) -> Layout:
         return (
             "synthetic" if load_schema(directory / SCHEMA_FILE).name == "synthetic" else "generic"
         )
-    if any(_has(directory, name) for name in CRITEO_FILES):
+    is_criteo_file = directory.is_file() and directory.name in CRITEO_FILES
+    if is_criteo_file or any(_has(directory, name) for name in CRITEO_FILES):
         return "criteo"
     if all(_has_table(directory, name) for name in ("impressions", "videos", "histories")):
         return "kuairand"

@@ -156,16 +156,6 @@ class LightGBM:
                 scores_NK[part, k] = scale * predicted_N
         return scores_NK
 
-    def importance(self) -> list[dict[str, float]]:
-        """Loss that the splits on each column saved, largest first; one mapping a task."""
-        found = []
-        names = self._table.names
-        for model in self._models:
-            gain = model.feature_importance("gain")
-            order = np.argsort(-gain, kind="stable")
-            found.append({names[i]: float(gain[i]) for i in order})
-        return found
-
     def _settings(self) -> dict[str, Any]:
         config = self._config
         return {

@@ -6,71 +6,26 @@ click are found (retrieval, and the whole pipeline). The result is plain JSON; `
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from adrec import metrics
-from adrec.errors import ConfigError
 from adrec.evaluation.baselines import RankingRival
 from adrec.evaluation.bootstrap import bootstrap, paired_bootstrap
+from adrec.evaluation.judged import OURS, EvaluationConfig, Impressions, Scores, judged_impressions
 from adrec.evaluation.latency import stage_latency
+from adrec.evaluation.retrieval import judge_retrieval
 from adrec.evaluation.retrieval_baselines import Queries, RetrievalRival, queries
+from adrec.evaluation.slices import column_of, judge_slice
 from adrec.features.dataset import Dataset
-from adrec.features.state import Visitor
-from adrec.features.transforms import FieldGroup
 from adrec.metrics import Grouped
 from adrec.progress import Progress
 from adrec.recommender import Recommender, Request
-from adrec.schema import Strict
 
-OURS = "adrec"
-
-Scores = NDArray[np.float64]
-
-_QUERY_BATCH = 256
-_RANK_BATCH = 8
 _LATENCY_REQUESTS = 100
-
-
-class EvaluationConfig(Strict):
-    """How much is evaluated, and how."""
-
-    replicates: int = Field(default=200, ge=0)
-    """Bootstrap replicates of each interval, clustered by user (by request without users); 0: no
-    intervals."""
-    k: int = Field(default=10, ge=1)
-    """Depth of NDCG and MAP."""
-    recall_at: tuple[int, ...] = (10, 50, 100, 500)
-    """Depths of recall."""
-    queries: int = Field(default=2000, ge=1)
-    """Users (requests without users) whose clicked ads retrieval must find, evenly spread."""
-    pipeline_queries: int = Field(default=200, ge=0)
-    """Queries of those for which the ranker also orders the candidates."""
-    slices: tuple[str, ...] = ()
-    """Categorical fields, or `new user`, `new ad`, `position`, by whose values to look closer."""
-    slice_values: int = Field(default=20, ge=1)
-    """Most frequent values of each that are shown."""
-    rivals: bool = True
-    """Whether popularity, an item-to-item model and LightGBM (if installed) are trained too."""
-    seed: int = Field(default=0, ge=0)
-    """Of the bootstrap."""
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """The test period's impressions: rows of the dataset, labels, and what they are grouped by."""
-
-    rows_N: NDArray[np.int64]
-    labels_NK: Scores
-    unit_N: NDArray[np.int64]
-    """User, or request where there are no users: what the bootstrap draws."""
-    group_N: NDArray[np.int64]
-    """Request where the log has requests, else user and day: what is ranked together."""
-    grouped_by: str
 
 
 def evaluate(
@@ -96,9 +51,14 @@ def evaluate(
 
     Returns:
         JSON-ready: `test`, `tasks`, `ranking`, `retrieval`, `slices`, `curves`, `stage_ms`.
+
+    Raises:
+        ConfigError: a slice that is no categorical field, or only depths beyond the catalogue.
     """
     progress = progress or Progress()
     shown = judged_impressions(dataset)
+    for column in config.slices:
+        column_of(dataset, shown, column)  # a wrong name must not cost the rivals' training
     progress.say(f"evaluating {len(shown.rows_N):,} impressions of the test period")
     scores = {OURS: recommender.score_log(dataset, dataset.requests("test"))}
     for rival in ranking_rivals:
@@ -108,7 +68,7 @@ def evaluate(
     for name, reference in (references or {}).items():
         scores[name] = reference[shown.rows_N]
     asked = queries(dataset, config.queries)
-    retrieval = _retrieval(recommender, dataset, asked, config, retrieval_rivals, progress)
+    retrieval = judge_retrieval(recommender, dataset, asked, config, retrieval_rivals, progress)
     result: dict[str, Any] = _plain(
         {
             "version": recommender.version,
@@ -119,7 +79,7 @@ def evaluate(
             "slices": [
                 entry
                 for column in config.slices
-                for entry in _slice(dataset, shown, scores[OURS], column, config)
+                for entry in judge_slice(dataset, shown, scores[OURS], column, config)
             ],
             "curves": _curves(dataset, shown, scores),
             "stage_ms": _latency(recommender, dataset, asked),
@@ -155,26 +115,6 @@ def compare(
         {"first": first.version, "second": second.version, "differences": found}
     )
     return plain
-
-
-def judged_impressions(dataset: Dataset) -> Impressions:
-    """The impressions that everything is judged on."""
-    test = dataset.requests("test")
-    rows = dataset.rows_of(test)
-    request_N = np.searchsorted(dataset.offset_R, rows, side="right") - 1
-    user_N = dataset.user_R[request_N]
-    schema = dataset.features.schema
-    group_N, grouped_by = request_N, "request"
-    if schema.request_id is None and schema.user_id is not None:
-        day_N = dataset.time_ms_R[request_N] // 86_400_000
-        group_N, grouped_by = (user_N << 20) + day_N, "user and day"
-    return Impressions(
-        rows_N=rows,
-        labels_NK=dataset.labels_NK[rows].astype(np.float64),
-        unit_N=request_N if schema.user_id is None else user_N,
-        group_N=group_N,
-        grouped_by=grouped_by,
-    )
 
 
 def _tasks(dataset: Dataset) -> int:
@@ -312,6 +252,17 @@ def _ranking(
             found = measure(predicted[:, 0], labels, shown.group_N, depth)
             models[model][name] = {"estimate": found.value}
             groups, rows = found.groups, found.rows
+            if model == OURS and config.replicates:
+                models[model][name] = asdict(
+                    bootstrap(
+                        lambda s, y, g, m=measure, d=depth: m(s, y, g, d).value,
+                        (predicted[:, 0], labels),
+                        shown.unit_N,
+                        config.replicates,
+                        np.random.default_rng(config.seed),
+                        groups=shown.group_N,
+                    )
+                )
     return {
         "task": dataset.features.schema.click.name,
         "grouped_by": shown.grouped_by,
@@ -319,168 +270,6 @@ def _ranking(
         "rows": rows,
         "models": models,
     }
-
-
-def _retrieval(
-    recommender: Recommender,
-    dataset: Dataset,
-    asked: Queries,
-    config: EvaluationConfig,
-    rivals: Sequence[RetrievalRival],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Recall of clicked ads: by exact search, by the index, by rivals, and after the ranker."""
-    if not len(asked.requests_Q):
-        return {"queries": 0, "models": {}}
-    progress.say(f"retrieval: {len(asked.requests_Q):,} queries")
-    depths = [k for k in config.recall_at if k < len(dataset.catalogue)]
-    if not depths:
-        raise ConfigError("evaluation.recall_at: every depth is beyond the catalogue's size")
-    deepest = max(depths)
-    found = {
-        f"{OURS}, exact search": _retrieve(recommender, dataset, asked, deepest, exact=True),
-        f"{OURS}, {recommender.index.kind} index": _retrieve(
-            recommender, dataset, asked, deepest, exact=False
-        ),
-    }
-    for rival in rivals:
-        progress.say(f"fitting {rival.name}")
-        rival.fit(dataset)
-        found[rival.name] = rival.rank(asked.seen, deepest)
-    models = {name: _recalls(ads, asked, depths) for name, ads in found.items()}
-    few = np.linspace(
-        0, len(asked.requests_Q) - 1, min(config.pipeline_queries, len(asked.requests_Q))
-    ).astype(np.int64)
-    pipeline = {}
-    if len(few):
-        progress.say(f"pipeline: the ranker orders the candidates of {len(few):,} queries")
-        part = Queries(
-            requests_Q=asked.requests_Q[few],
-            seen=asked.seen.take(few),
-            targets=asked.targets.take(few),
-        )
-        for name in list(found)[:2]:
-            replayed = recommender.with_state(dataset.state("test"))  # each pass starts afresh
-            ranked = _rerank(replayed, dataset, part, found[name][few])
-            pipeline[f"{name} + ranker"] = _recalls(ranked, part, depths)
-    return {
-        "queries": len(asked.requests_Q),
-        "targets": len(asked.targets.ads),
-        "catalogue": len(dataset.catalogue) - 1,
-        "models": models,
-        "pipeline_queries": len(few),
-        "pipeline": pipeline,
-    }
-
-
-def _recalls(ads_QK: NDArray[np.int64], asked: Queries, depths: Sequence[int]) -> dict[str, Any]:
-    recalls = metrics.recall_at_k(ads_QK, (asked.targets.offsets, asked.targets.ads), depths)
-    return {f"recall@{k}": {"estimate": recall} for k, recall in recalls.items()}
-
-
-def _retrieve(
-    recommender: Recommender, dataset: Dataset, asked: Queries, count: int, *, exact: bool
-) -> NDArray[np.int64]:
-    """Nearest unseen ads of each query, [Q, count], -1 where there are fewer."""
-    found = []
-    for part in np.array_split(
-        np.arange(len(asked.requests_Q)), max(1, len(asked.requests_Q) // _QUERY_BATCH)
-    ):
-        query = dataset.query(asked.requests_Q[part])
-        seen = [_list(asked, int(q)) for q in part]
-        found.append(recommender.retrieve(query, count, seen, exact=exact))
-    ads = np.concatenate(found)
-    return np.where(ads == 0, -1, ads)
-
-
-def _list(asked: Queries, q: int) -> NDArray[np.int64]:
-    return asked.seen.ads[asked.seen.offsets[q] : asked.seen.offsets[q + 1]]
-
-
-def _rerank(
-    replayed: Recommender, dataset: Dataset, asked: Queries, ads_QK: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The same ads in the ranker's order of click probability."""
-    found = []
-    for part in np.array_split(
-        np.arange(len(asked.requests_Q)), max(1, len(asked.requests_Q) // _RANK_BATCH)
-    ):
-        requests = asked.requests_Q[part]
-        visitors = [logged_visitor(dataset, int(request)) for request in requests]
-        scored = replayed.rank(visitors, dataset.query(requests), np.maximum(ads_QK[part], 0))
-        click = np.where(scored.ads_BN > 0, scored.scores_BNK[..., 0], -np.inf)
-        order = np.argsort(-click, axis=1, kind="stable")
-        found.append(np.take_along_axis(ads_QK[part], order, axis=1))
-    return np.concatenate(found)
-
-
-def logged_visitor(dataset: Dataset, request: int) -> Visitor:
-    """Who asked in a request of the log."""
-    user = int(dataset.user_R[request])
-    known = user if user < len(dataset.static) else 0
-    return Visitor(
-        user=user,
-        at_ms=int(dataset.time_ms_R[request]),
-        static=dataset.static.take(np.array([known])),
-        request=dataset.request.take(np.array([request])),
-    )
-
-
-def _slice(
-    dataset: Dataset, shown: Impressions, ours: Scores, column: str, config: EvaluationConfig
-) -> list[dict[str, Any]]:
-    """Our metrics of the first task for each frequent value of a column."""
-    codes_N, texts = _column(dataset, shown, column)
-    values, counts = np.unique(codes_N, return_counts=True)
-    found = []
-    for value in values[np.argsort(-counts, kind="stable")][: config.slice_values]:
-        mine = codes_N == value
-        predicted, labels = ours[mine, 0], shown.labels_NK[mine, 0]
-        found.append(
-            {
-                "column": column,
-                "value": texts(int(value)),
-                "rows": int(mine.sum()),
-                "mean": float(labels.mean()),
-                "mean predicted": float(predicted.mean()),
-                "AUC": metrics.auc(predicted, labels),
-                "log loss": metrics.log_loss(predicted, labels),
-            }
-        )
-    return found
-
-
-def _column(
-    dataset: Dataset, shown: Impressions, column: str
-) -> tuple[NDArray[np.integer[Any]], Callable[[int], str]]:
-    """Codes of a column for each impression, and how a code reads."""
-    rows, features = shown.rows_N, dataset.features
-    request_N = np.searchsorted(dataset.offset_R, rows, side="right") - 1
-    if column == "position":
-        return dataset.position_N[rows], str
-    if column in ("new user", "new ad"):
-        train = dataset.requests("train")
-        known = (
-            dataset.user_R[train] if column == "new user" else dataset.ad_N[dataset.rows_of(train)]
-        )
-        these = dataset.user_R[request_N] if column == "new user" else dataset.ad_N[rows]
-        return (~np.isin(these, np.unique(known))).astype(np.int64), lambda new: str(bool(new))
-    user_N = dataset.user_R[request_N]
-    static_N = np.where(user_N < len(dataset.static), user_N, 0)
-    places: list[tuple[FieldGroup, NDArray[np.int32], NDArray[np.integer[Any]]]] = [
-        (features.user, dataset.static.categorical, static_N),
-        (features.request, dataset.request.categorical, request_N),
-        (features.ad, dataset.catalogue.encoded.categorical, dataset.ad_N[rows]),
-    ]
-    for group, codes, of_row in places:
-        if column in group.categorical_names:
-            place = group.categorical_names.index(column)
-            return codes[of_row, place], group.vocabulary(column).text
-    names = [name for group, _, _ in places for name in group.categorical_names]
-    raise ConfigError(
-        f"slice '{column}' is not a categorical field; choose from new user, new ad, position, "
-        + ", ".join(names)
-    )
 
 
 def _curves(dataset: Dataset, shown: Impressions, scores: Mapping[str, Scores]) -> dict[str, Any]:

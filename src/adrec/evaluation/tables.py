@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
-from adrec.evaluation.offline import OURS
+from adrec.evaluation.judged import OURS
 
 BEST_POSSIBLE = "best possible (observable)"
 MISSING = "–"

@@ -153,6 +153,7 @@ class Counter:
         keys_N: NDArray[np.int64],
         times_ms_N: NDArray[np.int64],
         outcomes_NK: NDArray[np.float64],
+        happened_ms_N: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float64]:
         """Read before, then take in, many impressions in time order.
 
@@ -160,28 +161,35 @@ class Counter:
 
         Args:
             keys_N: key of each impression.
-            times_ms_N: ascending times, none before a row of an earlier call.
+            times_ms_N: when each row's request came: ascending, none before one of an earlier call.
             outcomes_NK: outcome of each task.
+            happened_ms_N: when each impression was shown, where a request lasts; not before it.
 
         Returns:
             [N, H, 2K] sums strictly before each row.
         """
         if not len(keys_N):
             return np.zeros((0, *self.sums.shape[1:]))
-        span_ms = float(times_ms_N[-1] - times_ms_N[0])
+        if happened_ms_N is None:
+            happened_ms_N = times_ms_N
+        span_ms = float(happened_ms_N.max() - times_ms_N[0])
         if span_ms / self.half_lives_ms.min() > _MAX_HALVINGS and len(keys_N) > 1:
             half = len(keys_N) // 2
             parts = (slice(None, half), slice(half, None))
             return np.concatenate(
-                [self.advance(keys_N[p], times_ms_N[p], outcomes_NK[p]) for p in parts]
+                [
+                    self.advance(keys_N[p], times_ms_N[p], outcomes_NK[p], happened_ms_N[p])
+                    for p in parts
+                ]
             )
-        return self._advance(keys_N, times_ms_N, outcomes_NK)
+        return self._advance(keys_N, times_ms_N, outcomes_NK, happened_ms_N)
 
     def _advance(
         self,
         keys_N: NDArray[np.int64],
         times_ms_N: NDArray[np.int64],
         outcomes_NK: NDArray[np.float64],
+        happened_ms_N: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         start, end, tasks = int(times_ms_N[0]), int(times_ms_N[-1]), len(self.delays_ms)
         self._settle(start)
@@ -201,7 +209,7 @@ class Counter:
             mine = late_tasks == task
             events = _Events(
                 group=np.concatenate([group[len(keys_N) :][mine], groups_N]),
-                time_ms=np.concatenate([late_ms[mine], times_ms_N]),
+                time_ms=np.concatenate([late_ms[mine], happened_ms_N]),
                 delay_ms=int(self.delays_ms[task]),
                 outcome=np.concatenate([late_outcomes[mine], outcomes_NK[:, task]]),
             ).ordered()

@@ -22,8 +22,9 @@ from adrec.data.splits import Split, SplitConfig, split_times
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError, DataError
 from adrec.features.batches import Batch, Fields, Query, candidates_of, history_items
+from adrec.features.fitting import FeatureConfig
 from adrec.features.state import Catalogue, Rows, State, load_encoded
-from adrec.features.transforms import Encoded, FeatureConfig, Features
+from adrec.features.transforms import Encoded, Features
 from adrec.progress import Progress
 from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
 

@@ -78,28 +78,32 @@ class History:
         times_ms_N: NDArray[np.int64],
         positive_N: NDArray[np.bool_],
         queries: NDArray[np.int64],
+        happened_ms_N: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Read before, then take in, many impressions in time order.
 
         Args:
             users_N: user of each impression.
             ads_N: ad of each impression.
-            times_ms_N: ascending times, none before a row of an earlier call.
+            times_ms_N: when each row's request came: ascending, none before one of an earlier call.
             positive_N: whether the ad joins the history.
             queries: [R] positions of the rows to answer for: one of each request.
+            happened_ms_N: when each impression was shown, where a request lasts; not before it.
 
         Returns:
             Ads and times strictly before each request, each [R, L].
         """
         if not len(users_N):
             return np.zeros((0, self.length), np.int32), np.zeros((0, self.length), np.int64)
+        if happened_ms_N is None:
+            happened_ms_N = times_ms_N
         end = int(times_ms_N[-1])
         self.read(0, int(times_ms_N[0]))  # settle what is known by now
         late = np.array([e[1:] for e in self.pending], np.int64).reshape(-1, 3)
         self.pending = []
         keep_N = positive_N & (users_N != 0)
         event_users = np.concatenate([late[:, 0], users_N[keep_N]])
-        event_ms = np.concatenate([late[:, 1], times_ms_N[keep_N]])
+        event_ms = np.concatenate([late[:, 1], happened_ms_N[keep_N]])
         event_ads = np.concatenate([late[:, 2].astype(np.int32), ads_N[keep_N]])
         distinct, group = np.unique(np.concatenate([users_N, event_users]), return_inverse=True)
         self._make_room(int(distinct[-1]))

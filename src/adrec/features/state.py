@@ -162,7 +162,7 @@ class State:
     def advance(self, frame: pl.DataFrame) -> Rows:
         """Read before, then take in, a piece of the log in time order, requests uncut."""
         schema, rows = self.schema, frame.height
-        times = frame[TIMESTAMP_MS].to_numpy()
+        happened = frame[TIMESTAMP_MS].to_numpy()
         ads = self.catalogue.directory.rows(frame[AD_ID]).astype(np.int32)
         users = np.zeros(rows, np.int64)
         if schema.user_id is not None:
@@ -172,7 +172,7 @@ class State:
             request = frame[REQUEST_ID]
             first = np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
         slates = np.diff(np.append(first, rows))
-        times = np.repeat(times[first], slates)  # what was known when the request came
+        times = np.repeat(happened[first], slates)  # a request knows what was known when it came
         encoded = self.features.encode_requests(frame[first])
         labels = frame.select(task.name for task in schema.tasks).to_numpy().astype(np.float32)
         static = self.static.take(self._known(users))
@@ -180,7 +180,7 @@ class State:
         keys = self._keys(users, static, encoded.take(of_row), ads)
         summed = outcomes(labels, schema.tasks)
         counters = [
-            self._seen(counter.advance(key, times, summed))
+            self._seen(counter.advance(key, times, summed, happened))
             for counter, key in zip(self.counters_of, keys, strict=True)
         ]
         histories = []
@@ -188,7 +188,8 @@ class State:
             positive = np.zeros(rows, bool)
             if field.grows_with is not None:
                 positive = (frame[field.grows_with] > 0).to_numpy()
-            items, items_ms = history.advance(users, ads, times, positive & (ads != 0), first)
+            positive &= ads != 0
+            items, items_ms = history.advance(users, ads, times, positive, first, happened)
             histories.append((items, gaps(items_ms, times[first])))
         position = frame[POSITION].to_numpy() if schema.position else np.zeros(rows, np.int32)
         propensity = frame[PROPENSITY].to_numpy() if schema.propensity else np.ones(rows)

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field
 
 from adrec.data.files import reading
 from adrec.data.tables import Tables
@@ -23,13 +22,10 @@ from adrec.features.encoders import (
     EmbeddingEncoder,
     NumericEncoder,
     Vocabulary,
-    fit_embedding,
-    fit_numeric,
-    fit_vocabulary,
 )
+from adrec.features.fitting import FeatureConfig, Fit, summarise
 from adrec.schema import (
     AD_ID,
-    POSITION,
     TIMESTAMP_MS,
     USER_ID,
     AnyField,
@@ -41,25 +37,6 @@ from adrec.schema import (
 )
 
 Encoder = Vocabulary | NumericEncoder | EmbeddingEncoder
-
-_COUNT = "adrec:count"  # no field's name
-
-
-class FeatureConfig(Strict):
-    """How fields become numbers."""
-
-    min_count: int = Field(default=5, ge=1)
-    """Training impressions that a value needs for a code of its own."""
-    max_vocabulary: int = Field(default=1_000_000, ge=1)
-    """Most codes of one field; the most frequent values get them."""
-    buckets: int = Field(default=64, ge=1)
-    """Hashed codes a field for rare and new values."""
-    embed_ad_id: bool = True
-    """Whether an ad's id is a feature of the ad."""
-    embed_user_id: bool = False
-    """Whether a user's id is a feature of the user. Histories and counters tell more of most."""
-    sample_rows: int = Field(default=500_000, ge=1000)
-    """Training rows from which quantiles and scales are taken."""
 
 
 @dataclass(frozen=True)
@@ -251,10 +228,10 @@ class Features:
         schema = tables.schema
         train = tables.impressions.frame().filter(pl.col(TIMESTAMP_MS) < train_until_ms)
         with reading(tables.impressions.file):
-            summary = train.select(_summary(schema)).collect(engine="streaming").row(0, named=True)
+            summary = train.select(summarise(schema)).collect(engine="streaming").row(0, named=True)
         if not summary["rows"]:
             raise DataError("No impression is early enough to train on; see the split settings")
-        fit = _Fit(tables, train, config, summary["rows"])
+        fit = Fit(tables, train, config, summary["rows"])
         groups = [field for group in _groups(schema, config) for field in group]
         vocabularies = {f.name: fit.vocabulary(f) for f in groups if f.kind == "categorical"}
         vocabularies |= {f.name: _clock_vocabulary(f) for f in schema.clocks}
@@ -334,88 +311,3 @@ def _groups(
         known = user if schema.users_table else request
         known.insert(0, CategoricalField(name=USER_ID, kind="categorical", role="user"))
     return user, request, ad
-
-
-def _summary(schema: Schema) -> list[pl.Expr]:
-    """Rows, positions, and mean and scale of each task."""
-    wanted = [pl.len().alias("rows")]
-    wanted.append(
-        (pl.col(POSITION).max() if schema.position is not None else pl.lit(0)).alias("positions")
-    )
-    for task in schema.tasks:
-        label = pl.col(task.name).cast(pl.Float64)
-        value = task.kind == "value"
-        wanted.append((label.log1p() if value else label).mean().alias(f"mean:{task.name}"))
-        scale = label.filter(label > 0).mean() if value else pl.lit(1.0)
-        wanted.append(scale.alias(f"scale:{task.name}"))
-    return wanted
-
-
-class _Fit:
-    """The passes over the tables that fitting needs."""
-
-    def __init__(self, tables: Tables, train: pl.LazyFrame, config: FeatureConfig, rows: int):
-        self._tables = tables
-        self._config = config
-        self._train = train
-        self._step = max(1, rows // config.sample_rows)
-        self._users = tables.user_frame()
-        self._ads = tables.ad_frame()
-        with reading(tables.impressions.file):
-            self._shown = train.group_by(AD_ID).len(_COUNT).collect(engine="streaming")
-            self._active = (
-                train.group_by(USER_ID).len(_COUNT).collect(engine="streaming")
-                if tables.schema.user_id is not None
-                else None
-            )
-
-    def _things(self, field: AnyField) -> pl.DataFrame | None:
-        """The users or ads that carry a field, with their number of training impressions."""
-        table = "ads" if field.role == "ad" else self._tables.schema.table_of(field)
-        if table == "ads":
-            return self._ads.join(self._shown, on=AD_ID, how="left")
-        if table == "users" and self._users is not None and self._active is not None:
-            return self._users.join(self._active, on=USER_ID, how="left")
-        return None
-
-    def vocabulary(self, field: CategoricalField) -> Vocabulary:
-        """Codes by number of training impressions."""
-        if field.name == USER_ID and self._active is not None:
-            counts = self._active.rename({USER_ID: "value", _COUNT: "count"})
-        else:
-            things = self._things(field)
-            if things is None:
-                with reading(self._tables.impressions.file):
-                    counts = (
-                        self._train.group_by(pl.col(field.name).alias("value"))
-                        .len("count")
-                        .collect(engine="streaming")
-                    )
-            else:
-                counts = things.group_by(pl.col(field.name).alias("value")).agg(
-                    pl.col(_COUNT).sum().alias("count")
-                )
-        return fit_vocabulary(
-            field.name,
-            counts,
-            min_count=self._config.min_count,
-            max_size=self._config.max_vocabulary,
-            buckets=self._config.buckets,
-        )
-
-    def _sample(self, name: str) -> pl.Series:
-        field = next(f for f in self._tables.schema.fields if f.name == name)
-        things = self._things(field)
-        if things is not None:
-            return things.drop_nulls(_COUNT)[name]
-        with reading(self._tables.impressions.file):
-            return self._train.select(pl.col(name).gather_every(self._step)).collect().to_series()
-
-    def numeric(self, name: str) -> NumericEncoder:
-        """Mean, spread and quantiles; each user or ad of the training rows counts once."""
-        return fit_numeric(name, self._sample(name).cast(pl.Float64).to_numpy())
-
-    def embedding(self, field: AnyField) -> EmbeddingEncoder:
-        """The scale of the vectors."""
-        assert field.kind == "embedding"
-        return fit_embedding(field.name, field.dim, self._sample(field.name))

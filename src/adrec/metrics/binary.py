@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adrec.errors import ConfigError, DataError
+from adrec.errors import ConfigError
 from adrec.metrics.arithmetic import average_ranks, ratio, run_starts
 from adrec.metrics.inputs import (
     Floats,
@@ -13,7 +13,6 @@ from adrec.metrics.inputs import (
     at_least_one,
     check_outcomes,
     check_values,
-    check_vector,
 )
 
 SMALLEST_PROBABILITY = 1e-15  # bounds the log loss of a confident miss at 34.5 nats
@@ -28,25 +27,21 @@ class Reliability:
     count: Ints
 
 
-def auc(scores: Vector, labels: Vector, weights: Vector | None = None) -> float:
+def auc(scores: Vector, labels: Vector) -> float:
     """The chance that a random positive scores above a random negative.
 
-    AUC = Σ_{i∈P, j∈N} w_i w_j ([s_i > s_j] + ½[s_i = s_j]) / (Σ_P w · Σ_N w), summed as the area
-    under the ROC curve, in one sort (Hanley and McNeil 1982).
+    AUC = Σ_{i∈P, j∈N} ([s_i > s_j] + ½[s_i = s_j]) / (|P| · |N|), summed as the area under
+    the ROC curve, in one sort (Hanley and McNeil 1982).
 
     Args:
         scores: [N], any scale.
         labels: [N], 0 or 1.
-        weights: [N], not negative; None counts every row once.
 
     Returns:
-        A number in [0, 1]; NaN if only one class has weight.
+        A number in [0, 1]; NaN with only one class.
     """
     score, label = check_outcomes(scores, labels)
-    weight = np.ones_like(score) if weights is None else check_vector("weights", weights)
-    if weight.shape != score.shape or (weight < 0).any():
-        raise DataError("weights must be one number a row, none of them negative")
-    hits, misses = _cumulative(score, weight * label, weight * (1 - label))
+    hits, misses = _cumulative(score, label, 1 - label)
     return ratio(np.trapezoid(hits, misses), hits[-1] * misses[-1])
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adrec.errors import ConfigError, DataError
-from adrec.metrics.arithmetic import ratio
-from adrec.metrics.inputs import Ints
+from adrec.metrics.inputs import Floats, Ints
 
 
 def recall_at_k(
@@ -27,6 +26,14 @@ def recall_at_k(
     Returns:
         recall by k; NaN if no query has a relevant ad.
     """
+    recalls = query_recalls(ranked, relevant, ks)
+    return {k: float(of_Q.mean()) if len(of_Q) else float("nan") for k, of_Q in recalls.items()}
+
+
+def query_recalls(
+    ranked: npt.ArrayLike, relevant: tuple[npt.ArrayLike, npt.ArrayLike], ks: Sequence[int]
+) -> dict[int, Floats]:
+    """Recall of each query that has a relevant ad, in order, by k; see `recall_at_k`."""
     ads_QK = np.asarray(ranked, dtype=np.int64)
     offsets, ads = (np.asarray(part, dtype=np.int64) for part in relevant)
     _check_retrieval(ads_QK, offsets, ads, ks)
@@ -38,7 +45,7 @@ def recall_at_k(
     hits_QK = np.cumsum(np.isin(pair_QK, wanted), axis=1)
     relevant_Q = np.bincount(wanted // catalogue, minlength=queries)
     asked = relevant_Q > 0
-    return {k: ratio((hits_QK[asked, k - 1] / relevant_Q[asked]).sum(), asked.sum()) for k in ks}
+    return {k: hits_QK[asked, k - 1] / relevant_Q[asked] for k in ks}
 
 
 def _check_retrieval(ads_QK: Ints, offsets: Ints, ads: Ints, ks: Sequence[int]) -> None:

@@ -190,13 +190,27 @@ class Ranker(nn.Module):
                 own.data.copy_(learned.table.weight.data)
 
     def loss(
-        self, batch: Batch, task_weights: Sequence[float], positive_weights: Sequence[float]
+        self,
+        batch: Batch,
+        task_weights: Sequence[float],
+        positive_weights: Sequence[float],
+        negative_rate: float = 1.0,
     ) -> Tensor:
-        """Weighted sum over tasks of the mean loss of the batch's impressions."""
+        """Weighted sum over tasks of the mean loss of the batch's impressions.
+
+        Args:
+            batch: requests with their impressions.
+            task_weights: weight of each task.
+            positive_weights: weight of a positive of each binary task.
+            negative_rate: share of the impressions without a click that the batch still has. All
+                tasks but the click give those left the weight of those left out.
+        """
         outputs = self(batch)
         mask = batch.candidates.mask_BN
         losses = self.heads.losses(outputs, batch.labels_BNK, positive_weights)
-        means = [loss[mask].mean() for loss in losses]
+        means = [losses[0][mask].mean()]
+        stands_for = torch.where(batch.labels_BNK[..., 0] > 0, 1.0, 1.0 / negative_rate)[mask]
+        means += [(loss[mask] * stands_for).sum() / stands_for.sum() for loss in losses[1:]]
         return torch.stack([w * m for w, m in zip(task_weights, means, strict=True)]).sum()
 
     def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:

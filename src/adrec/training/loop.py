@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -26,67 +25,17 @@ from torch.utils.data import Dataset as TorchDataset
 from adrec.errors import ConfigError
 from adrec.features.batches import Batch, forget_ads, forget_users, to_device
 from adrec.features.dataset import Dataset, cut
-from adrec.models.layers import FieldEncoder
 from adrec.progress import Advance, Progress
-from adrec.schema import Strict
 from adrec.training.checkpoint import (
     load_checkpoint,
     load_weights,
     remove_checkpoint,
     save_checkpoint,
 )
+from adrec.training.config import TrainConfig
 from adrec.training.curves import plot_curves
 from adrec.training.objectives import Objective
-
-
-class TrainConfig(Strict):
-    """How one model is trained."""
-
-    epochs: int = Field(default=3, ge=1)
-    """Most passes over the training period."""
-    patience: int = Field(default=1, ge=1)
-    """Training stops once this many epochs in a row have not raised the validation metric."""
-    batch_rows: int = Field(default=2048, ge=1)
-    """Impressions a batch, before negatives are left out."""
-    accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients are added before a step of the optimiser."""
-    learning_rate: float = Field(default=1e-3, gt=0.0)
-    """Highest learning rate of AdamW."""
-    embedding_rate: float = Field(default=1.0, gt=0.0)
-    """Learning rate of the embeddings of fields, as a share of the others'."""
-    weight_decay: float = Field(default=1e-2, ge=0.0)
-    """Decoupled decay of matrices; biases, norms and embeddings have none."""
-    embedding_decay: float = Field(default=0.0, ge=0.0)
-    """Decoupled decay of embedding tables."""
-    warmup_share: float = Field(default=0.05, ge=0.0, lt=1.0)
-    """Share of all steps over which the learning rate rises from 0."""
-    restarts: int = Field(default=0, ge=0)
-    """Times the cosine starts again (Loshchilov & Hutter 2017)."""
-    final_share: float = Field(default=0.02, ge=0.0, le=1.0)
-    """Learning rate at the end of each cosine, as a share of the highest."""
-    clip_norm: float = Field(default=1.0, gt=0.0)
-    """Largest norm of all gradients together."""
-    negative_rate: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of impressions without any outcome that are kept, drawn anew each epoch. Calibration
-    corrects for it."""
-    positive_weight: float = Field(default=1.0, gt=0.0)
-    """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
-    new_user_share: float = Field(default=0.3, ge=0.0, le=1.0)
-    """Share of requests that are made to look like a new user's; see `forget_users`."""
-    new_ad_share: float = Field(default=0.1, ge=0.0, le=1.0)
-    """Share of candidates that are made to look like new ads; see `forget_ads`."""
-    valid_requests: int = Field(default=20_000, ge=1)
-    """Requests of the validation period that are scored after each epoch, evenly spread."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto takes bf16 where the processor multiplies it natively."""
-    device: str = "auto"
-    """auto takes a GPU where torch has one; else `cpu`, `cuda`, `cuda:1`."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches ahead; 0 prepares them in the training process."""
-    checkpoint_every_s: float = Field(default=60.0, gt=0.0)
-    """Seconds between checkpoints within an epoch."""
-    seed: int = Field(default=0, ge=0)
-    """Fixes initial weights, order, sampling and dropout."""
+from adrec.training.optimiser import build_optimiser, choose_bf16, choose_device, learning_rate
 
 
 @dataclass
@@ -158,7 +107,7 @@ class _Run:
         self._device = choose_device(config.device)
         self._bf16 = choose_bf16(config.precision, self._device)
         objective.model.to(self._device)
-        self._optimiser = _optimiser(objective.model, config)
+        self._optimiser = build_optimiser(objective.model, config)
         self._log = directory / "log.jsonl"
         self._saved_at = time.monotonic()
         self.position = Position()
@@ -202,7 +151,7 @@ class _Run:
         if self._config.negative_rate < 1.0:
             labels_NK = dataset.labels_NK
             keep_N = rng.random(len(labels_NK), dtype=np.float32) < self._config.negative_rate
-            keep_N |= (labels_NK > 0).any(axis=1)
+            keep_N |= labels_NK[:, 0] > 0
             used_N &= keep_N
         used_R = np.add.reduceat(used_N, dataset.offset_R[:-1], dtype=np.int64)
         requests = dataset.requests("train")
@@ -349,67 +298,6 @@ class _Planned(TorchDataset[Batch]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then one cosine for each restart and the first (Loshchilov & Hutter 2017)."""
-    warmup = round(config.warmup_share * steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    place = (step - warmup) / max(1, steps - warmup) * (config.restarts + 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * (place % 1.0)))
-    return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device to train on.
-
-    Raises:
-        ConfigError: torch does not know it or the machine does not have it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{device}' is not usable here: {error}") from error
-    return torch.device(device)
-
-
-def choose_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to multiply in bf16."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return has_native_bf16()
-
-
-def has_native_bf16() -> bool:
-    """Whether this processor multiplies bf16 natively (AVX-512 BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a decay of its own for matrices, embeddings of fields, and all else."""
-    tables = {id(m.table.weight) for m in model.modules() if isinstance(m, FieldEncoder)}
-    named = list(model.parameters())
-    embeddings = [p for p in named if id(p) in tables]
-    matrices = [p for p in named if p.ndim > 1 and id(p) not in tables]
-    others = [p for p in named if p.ndim <= 1]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {
-                "params": embeddings,
-                "weight_decay": config.embedding_decay,
-                "share": config.embedding_rate,
-            },
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        fused=True,
-    )
 
 
 @contextmanager

@@ -44,8 +44,10 @@ class RankerObjective:
         positive_weights: Sequence[float],
         valid_requests: int,
         device: torch.device,
+        negative_rate: float = 1.0,
     ) -> None:
         self.model = model
+        self._negative_rate = negative_rate
         self._dataset = dataset
         self._positive_weights = positive_weights
         self._requests = thin(dataset.requests("valid"), valid_requests)
@@ -54,7 +56,8 @@ class RankerObjective:
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Weighted sum of the tasks' losses."""
         del rng  # dropout draws from the loop's seed
-        return self.model.loss(batch, self.model.layout.task_weights, self._positive_weights)
+        weights = self.model.layout.task_weights
+        return self.model.loss(batch, weights, self._positive_weights, self._negative_rate)
 
     def validate(self) -> Mapping[str, float]:
         """AUC and log loss of each binary task, the first task's AUC in front."""

@@ -102,6 +102,15 @@ def prior_joint(laws: Laws) -> Floats:
     return joint_KGG
 
 
+def first_click(laws: Laws, rows: Rows, taste_K: Floats, quality_G: Floats) -> float:
+    """P(click on the slate's first ad), from what is believed of the user and of that ad."""
+    belief_KGG = np.einsum("k,g,h->kgh", taste_K, quality_G, laws.quality_prior_G)
+    return sum(
+        float((belief_KGG * joint_likelihood(laws, rows, [(1, engaged)])).sum())
+        for engaged in (0, 1)
+    )
+
+
 def test_the_observer_agrees_with_enumeration() -> None:
     """One slate is a tree, so its beliefs are exact: users' and, for another user, the ads'."""
     laws = small_laws(np.random.default_rng(3))
@@ -117,15 +126,12 @@ def test_the_observer_agrees_with_enumeration() -> None:
 
     posterior_KGG = prior_KGG * joint_likelihood(laws, seen, outcomes)
     posterior_KGG /= posterior_KGG.sum()
-    np.testing.assert_allclose(observer.taste_UK[0], posterior_KGG.sum(axis=(1, 2)), rtol=1e-4)
-    np.testing.assert_allclose(observer.taste_UK[1], laws.prior_RK[0], rtol=1e-5)
-    # A second user's forecast for ad 0 rests on the quality that the first one's click taught.
+    # The next forecasts for ad 0 rest on the quality that the click taught and on a taste: the
+    # first user's from the slate, the second user's as it was.
     quality_G = posterior_KGG.sum(axis=(0, 2))
-    belief_KGG = np.einsum("k,g,h->kgh", laws.prior_RK[0], quality_G, laws.quality_prior_G)
-    click = sum(
-        (belief_KGG * joint_likelihood(laws, seen, [(1, engaged)])).sum() for engaged in (0, 1)
-    )
-    assert observer.predict(small_slate(user=1)).click_B[0] == pytest.approx(click, rel=1e-4)
+    for user, taste_K in enumerate((posterior_KGG.sum(axis=(1, 2)), laws.prior_RK[0])):
+        click = first_click(laws, seen, taste_K, quality_G)
+        assert observer.predict(small_slate(user)).click_B[0] == pytest.approx(click, rel=1e-4)
 
 
 def test_the_observer_reads_histories_by_the_forward_algorithm() -> None:
@@ -144,4 +150,7 @@ def test_the_observer_reads_histories_by_the_forward_algorithm() -> None:
     belief_K = prior_K * laws.history_KT[:, 1]
     belief_K = drift(belief_K / belief_K.sum(), 3) * laws.history_KT[:, 3]
     belief_K = drift(belief_K / belief_K.sum(), 2)
-    np.testing.assert_allclose(observer.taste_UK, [belief_K, prior_K], rtol=1e-5)
+    for user, taste_K in enumerate((belief_K, prior_K)):
+        seen = small_slate(user)
+        click = first_click(laws, seen, taste_K, laws.quality_prior_G)
+        assert observer.predict(seen).click_B[0] == pytest.approx(click, rel=1e-5)

@@ -41,11 +41,6 @@ class IdealObserver:
         self._odds_G = np.exp(laws.quality_G).astype(np.float32)
         self._engagement_odds_G = np.exp(laws.engagement_slope * laws.quality_G).astype(np.float32)
 
-    @property
-    def taste_UK(self) -> Floats:  # noqa: N802
-        """P(taste | all seen so far) of every user."""
-        return self._taste_UK
-
     def advance_days(self, days_U: Ints | int) -> None:
         """Let tastes drift: `b ← (1 − j)^d b + (1 − (1 − j)^d) prior`, j the daily jump."""
         stay = np.float32(1.0 - self._laws.jump) ** np.asarray(days_U, dtype=np.float32)[..., None]

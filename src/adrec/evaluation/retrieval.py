@@ -1,0 +1,141 @@
+"""Retrieval judged: which share of the ads that users go on to click is found among all."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adrec import metrics
+from adrec.errors import ConfigError
+from adrec.evaluation.bootstrap import bootstrap
+from adrec.evaluation.judged import OURS, EvaluationConfig
+from adrec.evaluation.retrieval_baselines import Queries, RetrievalRival
+from adrec.features.dataset import Dataset
+from adrec.features.state import Visitor
+from adrec.progress import Progress
+from adrec.recommender import Recommender
+
+_QUERY_BATCH = 256
+_RANK_BATCH = 8
+
+
+def judge_retrieval(
+    recommender: Recommender,
+    dataset: Dataset,
+    asked: Queries,
+    config: EvaluationConfig,
+    rivals: Sequence[RetrievalRival],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Recall of clicked ads: by exact search, by the index, by rivals, and after the ranker."""
+    if not len(asked.requests_Q):
+        return {"queries": 0, "models": {}}
+    progress.say(f"retrieval: {len(asked.requests_Q):,} queries")
+    depths = [k for k in config.recall_at if k < len(dataset.catalogue)]
+    if not depths:
+        raise ConfigError("evaluation.recall_at: every depth is beyond the catalogue's size")
+    deepest = max(depths)
+    found = {
+        f"{OURS}, exact search": _retrieve(recommender, dataset, asked, deepest, exact=True),
+        f"{OURS}, {recommender.index.kind} index": _retrieve(
+            recommender, dataset, asked, deepest, exact=False
+        ),
+    }
+    for rival in rivals:
+        progress.say(f"fitting {rival.name}")
+        rival.fit(dataset)
+        found[rival.name] = rival.rank(asked.seen, deepest)
+    models = {name: _recalls(ads, asked, depths, config) for name, ads in found.items()}
+    few = np.linspace(
+        0, len(asked.requests_Q) - 1, min(config.pipeline_queries, len(asked.requests_Q))
+    ).astype(np.int64)
+    pipeline = {}
+    if len(few):
+        progress.say(f"pipeline: the ranker orders the candidates of {len(few):,} queries")
+        part = Queries(
+            requests_Q=asked.requests_Q[few],
+            seen=asked.seen.take(few),
+            targets=asked.targets.take(few),
+        )
+        for name in list(found)[:2]:
+            replayed = recommender.with_state(dataset.state("test"))  # each pass starts afresh
+            ranked = _rerank(replayed, dataset, part, found[name][few])
+            pipeline[f"{name} + ranker"] = _recalls(ranked, part, depths, config)
+    return {
+        "queries": len(asked.requests_Q),
+        "targets": len(asked.targets.ads),
+        "catalogue": len(dataset.catalogue) - 1,
+        "models": models,
+        "pipeline_queries": len(few),
+        "pipeline": pipeline,
+    }
+
+
+def _recalls(
+    ads_QK: NDArray[np.int64], asked: Queries, depths: Sequence[int], config: EvaluationConfig
+) -> dict[str, Any]:
+    """Mean recall at each depth, with an interval over queries."""
+    found: dict[str, Any] = {}
+    of_queries = metrics.query_recalls(ads_QK, (asked.targets.offsets, asked.targets.ads), depths)
+    for k, recalls_Q in of_queries.items():
+        found[f"recall@{k}"] = {"estimate": float(recalls_Q.mean())}
+        if config.replicates and len(recalls_Q) > 1:
+            interval = bootstrap(
+                lambda of_query: float(of_query.mean()),
+                (recalls_Q,),
+                np.arange(len(recalls_Q)),
+                config.replicates,
+                np.random.default_rng(config.seed),
+            )
+            found[f"recall@{k}"] = asdict(interval)
+    return found
+
+
+def _retrieve(
+    recommender: Recommender, dataset: Dataset, asked: Queries, count: int, *, exact: bool
+) -> NDArray[np.int64]:
+    """Nearest unseen ads of each query, [Q, count], -1 where there are fewer."""
+    found = []
+    for part in np.array_split(
+        np.arange(len(asked.requests_Q)), max(1, len(asked.requests_Q) // _QUERY_BATCH)
+    ):
+        query = dataset.query(asked.requests_Q[part])
+        seen = [_list(asked, int(q)) for q in part]
+        found.append(recommender.retrieve(query, count, seen, exact=exact))
+    ads = np.concatenate(found)
+    return np.where(ads == 0, -1, ads)
+
+
+def _list(asked: Queries, q: int) -> NDArray[np.int64]:
+    return asked.seen.ads[asked.seen.offsets[q] : asked.seen.offsets[q + 1]]
+
+
+def _rerank(
+    replayed: Recommender, dataset: Dataset, asked: Queries, ads_QK: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The same ads in the ranker's order of click probability."""
+    found = []
+    for part in np.array_split(
+        np.arange(len(asked.requests_Q)), max(1, len(asked.requests_Q) // _RANK_BATCH)
+    ):
+        requests = asked.requests_Q[part]
+        visitors = [logged_visitor(dataset, int(request)) for request in requests]
+        scored = replayed.rank(visitors, dataset.query(requests), np.maximum(ads_QK[part], 0))
+        click = np.where(scored.ads_BN > 0, scored.scores_BNK[..., 0], -np.inf)
+        order = np.argsort(-click, axis=1, kind="stable")
+        found.append(np.take_along_axis(ads_QK[part], order, axis=1))
+    return np.concatenate(found)
+
+
+def logged_visitor(dataset: Dataset, request: int) -> Visitor:
+    """Who asked in a request of the log."""
+    user = int(dataset.user_R[request])
+    known = user if user < len(dataset.static) else 0
+    return Visitor(
+        user=user,
+        at_ms=int(dataset.time_ms_R[request]),
+        static=dataset.static.take(np.array([known])),
+        request=dataset.request.take(np.array([request])),
+    )
