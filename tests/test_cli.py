@@ -415,19 +415,6 @@ class TestEvaluate:
         assert "--set ranker.width" in found.err
         assert "only evaluation.* can be set" in found.err
 
-    def test_a_world_made_anew(
-        self, adrec: Adrec, run: Path, tiny_world: Path, tmp_path: Path
-    ) -> None:
-        """A truth of another log must not be taken for this one's."""
-        world = Path(shutil.copytree(tiny_world, tmp_path / "world"))
-        truth = pl.read_parquet(world / "truth.parquet")
-        truth.head(7996).write_parquet(world / "truth.parquet")
-        settings = find_version(run) / "config.json"
-        settings.write_text(settings.read_text().replace(str(tiny_world), str(world)))
-        found = adrec("evaluate", run, "--no-rivals")
-        assert found.code == 3
-        assert "7,996 rows, the prepared log 8,000" in found.err.replace("\n", " ")
-
     def test_a_slice_there_is_not(self, adrec: Adrec, run: Path) -> None:
         found = adrec("evaluate", run, "--no-rivals", "--replicates", 0, "--slice", "shoe")
         assert found.code == 2

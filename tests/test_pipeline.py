@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from adrec.config import RunConfig, load_config
 from adrec.data.layouts import synthetic_schema
 from adrec.errors import ConfigError, DataError
 from adrec.features.dataset import Dataset
+from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.training.checkpoint import fingerprint
 from adrec.training.objectives import score_impressions
@@ -188,6 +190,45 @@ class TestCalibration:
         calibration = Calibration.model_validate_json(text)
         assert [task.method for task in calibration.tasks] == ["platt", "platt", "scale"]
         assert calibration.negative_rate == 1
+
+
+class TestTruth:
+    @pytest.fixture
+    def world(self, tiny_world: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(tiny_world, tmp_path / "world"))
+
+    @staticmethod
+    def judged(run: Path, config: RunConfig) -> set[str]:
+        """The names in the table of clicks."""
+        _, _, result = pipeline.evaluate_run(config, run, progress=Progress())
+        return set(result["tasks"][0]["models"])
+
+    def quick(self, make: Make, world: Path, **data: Any) -> RunConfig:
+        changes = {f"data.{name}": value for name, value in data.items()}
+        evaluation = {"evaluation.rivals": False, "evaluation.replicates": 0}
+        return make({"data.path": str(world)} | changes | evaluation)
+
+    def test_only_a_synthetic_world_has_one(
+        self, run: Path, world: Path, small_config: Make
+    ) -> None:
+        """A file of that name beside a log of another layout is not what it looks like."""
+        truths = {"best possible (observable)", "true probabilities"}
+        for layout, expected in ((None, truths), ("synthetic", truths), ("generic", set())):
+            found = self.judged(run, self.quick(small_config, world, layout=layout))
+            assert found == {"adrec"} | expected
+
+    def test_that_of_another_log_is_refused(
+        self, run: Path, world: Path, small_config: Make
+    ) -> None:
+        truth = pl.read_parquet(world / "truth.parquet")
+        truth.head(7996).write_parquet(world / "truth.parquet")
+        with pytest.raises(DataError, match=r"truth\.parquet has 7,996 rows.* 8,000"):
+            self.judged(run, self.quick(small_config, world))
+
+    def test_a_log_that_is_gone_has_none(
+        self, run: Path, tmp_path: Path, small_config: Make
+    ) -> None:
+        assert self.judged(run, self.quick(small_config, tmp_path / "gone")) == {"adrec"}
 
 
 class TestKill:

@@ -45,8 +45,9 @@ from adrec.options import (
     SchemaFile,
     Settings,
     data_flags,
+    evaluation_config,
+    given,
     read_config,
-    version_config,
 )
 from adrec.progress import Progress
 from adrec.version import __version__
@@ -231,12 +232,7 @@ def train(
     from adrec import pipeline
 
     begun = time.monotonic()
-    both = {
-        "batch_rows": batch_size,
-        "device": device,
-        "workers": workers,
-        "seed": seed,
-    }
+    both = {"batch_rows": batch_size, "device": device, "workers": workers, "seed": seed}
     flags: dict[str, Any] = {
         "training.two_tower.epochs": two_tower_epochs,
         "training.ranker.epochs": ranker_epochs,
@@ -247,8 +243,8 @@ def train(
     }
     for stage in ("two_tower", "ranker"):
         flags |= {f"training.{stage}.{name}": value for name, value in both.items()}
-    given = {key: value for key, value in flags.items() if value is not None}
-    config = read_config(config_file, data_flags(data, layout, schema, rows) | given, settings)
+    flags = data_flags(data, layout, schema, rows) | given(flags)
+    config = read_config(config_file, flags, settings)
     progress = Progress(notes)
     dataset = pipeline.prepare_log(config, folder, progress=progress, resume=resume)
     trained = pipeline.train_stages(config, dataset, folder, progress=progress, resume=resume)
@@ -279,33 +275,20 @@ def evaluate(
     """Judge a run on its test period, which no model has seen, beside its rivals."""
     from adrec import pipeline
     from adrec.bundle import run_of
-    from adrec.config import parse_overrides
     from adrec.evaluation.offline import compare
     from adrec.evaluation.tables import comparison_table, result_tables
     from adrec.features.dataset import Dataset
     from adrec.recommender import Recommender
 
     begun = time.monotonic()
-    only_alone = {"--slice": slices or None, "--report": report, "--rivals": rivals}
-    given = [flag for flag, value in only_alone.items() if value is not None]
-    if against is not None and given:
+    of_one = given({"--slice": slices or None, "--report": report, "--rivals": rivals})
+    if against is not None and of_one:
         raise ConfigError(
-            f"--against compares two versions and prints one table; {', '.join(given)} "
+            f"--against compares two versions and prints one table; {', '.join(of_one)} "
             "belongs to the evaluation of one, so leave out the one or the other"
         )
-    overrides = parse_overrides(settings or [])
-    for key in overrides:
-        if not key.startswith("evaluation."):
-            raise ConfigError(
-                f"--set {key}: a version is evaluated as it was made; only evaluation.* can be set"
-            )
-    flags: dict[str, Any] = {
-        "evaluation.rivals": rivals,
-        "evaluation.slices": slices or None,
-        "evaluation.replicates": replicates,
-    }
-    flags = {key: value for key, value in flags.items() if value is not None}
-    config = version_config(folder, flags | overrides)
+    flags = {"rivals": rivals, "slices": slices or None, "replicates": replicates}
+    config = evaluation_config(folder, given(flags), settings)
     if against is not None:
         pair = Recommender.load(folder), Recommender.load(against)
         result = compare(*pair, Dataset(run_of(folder) / "dataset"), config.evaluation)
@@ -342,7 +325,7 @@ def recommend(
     """Print the top ads for a user, a JSON request, or a file of them."""
     from adrec.recommender import Recommender, Request
 
-    if sum(given is not None for given in (user, request, users)) != 1:
+    if sum(one is not None for one in (user, request, users)) != 1:
         raise ConfigError("give one of --user, --request and --users")
     if context and user is None:
         raise ConfigError("--context belongs to --user; put it into the JSON request")
@@ -386,15 +369,13 @@ def bench(
     asked = [Request(user=user) for user in ids[:requests]] or [Request()] * requests
     found = stage_latency(recommender, asked, k)
     together = batch_rate(recommender, asked, k, batch)
-    title = f"{recommender.serving.candidates} of {len(recommender.index):,} ads"
-    rows = show_latency(found, title)
-    rates = {"one at a time": found["requests_per_s"], f"batches of {batch}": together}
-    for case, rate in rates.items():
-        out.print(f"{case}: {rate:,.0f} requests/s, {torch.get_num_threads()} threads")
-        rows.append({"case": case, "metric": "rate", "value": rate, "unit": "requests/s"})
-    memory_mb = recommender.index.memory_bytes / 1e6
-    out.print(f"index memory: {memory_mb:,.2f} MB")
-    rows.append({"case": "index", "metric": "memory", "value": memory_mb, "unit": "MB"})
+    rows = show_latency(
+        f"{recommender.serving.candidates} of {len(recommender.index):,} ads",
+        found["stages"],
+        {"one at a time": found["requests_per_s"], f"batches of {batch}": together},
+        threads=torch.get_num_threads(),
+        index_mb=recommender.index.memory_bytes / 1e6,
+    )
     write_json(json_file, rows)
 
 

@@ -175,20 +175,40 @@ def count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def show_latency(found: Mapping[str, Any], title: str) -> list[dict[str, Any]]:
-    """A table of each stage's quantiles on stdout; the same numbers as rows for JSON."""
+def show_latency(
+    title: str,
+    stages: Mapping[str, Mapping[str, float]],
+    rates: Mapping[str, float],
+    *,
+    threads: int,
+    index_mb: float,
+) -> list[dict[str, Any]]:
+    """What `adrec bench` measured, on stdout.
+
+    Args:
+        title: of the table.
+        stages: milliseconds p50, p95 and p99 of each stage.
+        rates: requests a second, by how they were asked.
+        threads: of the models.
+        index_mb: megabytes of the index in memory.
+
+    Returns:
+        The same numbers as rows for JSON: case, metric, value, unit.
+    """
     table = Table(title=title)
     for column in ("stage", "p50 ms", "p95 ms", "p99 ms"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    rows = []
-    for stage, ms in found["stages"].items():
+    measured = []
+    for stage, ms in stages.items():
         table.add_row(stage, *(f"{ms[q]:.2f}" for q in ("p50", "p95", "p99")))
-        rows += [
-            {"case": stage, "metric": quantile, "value": value, "unit": "ms"}
-            for quantile, value in ms.items()
-        ]
+        measured += [(stage, quantile, value, "ms") for quantile, value in ms.items()]
     out.print(table)
-    return rows
+    for case, rate in rates.items():
+        out.print(f"{case}: {rate:,.0f} requests/s, {threads} threads")
+        measured.append((case, "rate", rate, "requests/s"))
+    out.print(f"index memory: {index_mb:,.2f} MB")
+    measured.append(("index", "memory", index_mb, "MB"))
+    return [dict(zip(("case", "metric", "value", "unit"), row, strict=True)) for row in measured]
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:

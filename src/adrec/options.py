@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from adrec.errors import ConfigError
+
 if TYPE_CHECKING:
     from adrec.config import RunConfig
 
@@ -54,22 +56,40 @@ def read_config(
     return config.model_copy(update={"data": data})
 
 
-def version_config(folder: Path, overrides: Mapping[str, Any]) -> "RunConfig":
-    """The settings that a version was made with, changed by `overrides`."""
-    from adrec.bundle import find_version
-    from adrec.config import load_config
+def evaluation_config(
+    folder: Path, flags: Mapping[str, Any], settings: list[str] | None
+) -> "RunConfig":
+    """The settings that a version was made with, but for those of its evaluation.
 
-    return load_config(find_version(folder) / "config.json", overrides)
+    Raises:
+        ConfigError: --set names a setting of another section.
+    """
+    from adrec.bundle import find_version
+    from adrec.config import load_config, parse_overrides
+
+    overrides = parse_overrides(settings or [])
+    for key in overrides:
+        if not key.startswith("evaluation."):
+            raise ConfigError(
+                f"--set {key}: a version is evaluated as it was made; only evaluation.* can be set"
+            )
+    of_evaluation = {f"evaluation.{name}": value for name, value in flags.items()}
+    return load_config(find_version(folder) / "config.json", of_evaluation | overrides)
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that have a value."""
+    return {key: value for key, value in flags.items() if value is not None}
 
 
 def data_flags(
     data: Path | None, layout: Layout | None, schema: Path | None, rows: int | None
 ) -> dict[str, Any]:
     """Settings of the log that were given, by path."""
-    flags: dict[str, Any] = {
+    flags = {
         "data.path": None if data is None else str(data),
         "data.layout": layout,
         "data.schema_file": None if schema is None else str(schema),
         "data.rows": rows,
     }
-    return {key: value for key, value in flags.items() if value is not None}
+    return given(flags)

@@ -6,8 +6,8 @@
     publish_run    calibration, index, bundle
     evaluate_run   metrics beside rivals, report
 
-Each step leaves its result in the run's folder and is skipped when it is there already for the same
-settings, so the same command resumes a run that was stopped anywhere.
+Each step leaves its result in the run's folder. All but the last are skipped where it is there
+already for the same settings, so the same command resumes a run that was stopped anywhere.
 """
 
 import hashlib

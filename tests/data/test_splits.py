@@ -35,7 +35,7 @@ class TestByShare:
     def test_by_hand(self) -> None:
         """Of 10 impressions the 9th is the first to validate on and the 10th to test on."""
         split = split_times(log_at([30, 10, 20, 50, 40, 60, 100, 90, 80, 70]), SplitConfig())
-        assert split == Split(valid_from_ms=90, test_from_ms=100, end_ms=101)
+        assert split == Split(start_ms=10, valid_from_ms=90, test_from_ms=100, end_ms=101)
 
     @given(
         st.lists(st.integers(0, 60), min_size=20, max_size=200),
@@ -58,7 +58,7 @@ class TestByShare:
         split = split_times(
             log_at([1, 2, 3, 4, 5, 6, 7, 8, 8, 9]), SplitConfig(valid_share=0.2, test_share=0.1)
         )
-        assert split == Split(valid_from_ms=8, test_from_ms=9, end_ms=10)
+        assert split == Split(start_ms=1, valid_from_ms=8, test_from_ms=9, end_ms=10)
 
     def test_a_log_of_one_instant_cannot_be_split(self) -> None:
         with pytest.raises(ConfigError, match="the train period has no impression"):

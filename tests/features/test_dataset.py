@@ -247,7 +247,7 @@ class TestBatch:
         assert batch.candidates.ads.dense.shape == (4, 4, layout.ad_dense)
         assert batch.query.user.categorical.shape == (4, len(layout.user_sizes))
         assert batch.query.request.categorical.shape == (4, len(layout.request_sizes))
-        assert batch.query.histories[0].gap_BL.shape == (4, 20)
+        assert batch.query.histories[0].gap_BL.shape == (4, 50)
         for b, request in enumerate(self.REQUESTS):
             rows = slice(data.offset_R[request], data.offset_R[request + 1])
             np.testing.assert_array_equal(batch.ad_row_BN[b], data.ad_N[rows])

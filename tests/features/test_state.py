@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from adrec.data.layouts import open_layout
+from adrec.data.splits import SplitConfig
 from adrec.data.tables import Tables, open_tables
 from adrec.features import counters, histories
 from adrec.features.batches import Fields, Query, gaps, history_items, stack_queries
+from adrec.features.dataset import prepare
 from adrec.features.fitting import FeatureConfig
 from adrec.features.histories import UNKNOWN_MS
 from adrec.features.past import count_strictly_before
@@ -391,7 +393,7 @@ def test_what_happens_late_in_a_lasting_request_is_unknown_until_then(tmp_path: 
         tables = open_tables(schema, folder)
         features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=10**7)
         state = State.begin(features, Catalogue.of(features, tables.ad_frame()), None)
-        return state.advance(next(tables.chunks(100)))
+        return state.advance(pl.concat(list(tables.chunks(100))))
 
     quiet, clicked = read(0), read(1)
     # The prior is the mean click rate, which differs; counts and histories must not, but for d.
@@ -402,3 +404,32 @@ def test_what_happens_late_in_a_lasting_request_is_unknown_until_then(tmp_path: 
     assert np.array_equal(quiet.histories[0][0][:3], clicked.histories[0][0][:3])
     assert (quiet.histories[0][0][3] == 0).all()
     assert (clicked.histories[0][0][3] != 0).sum() == 1
+
+
+def test_a_table_of_users_that_knows_the_future_does_not_tell_it(tmp_path: Path) -> None:
+    # The users were exported after the log: of 3's three items one is from before its start.
+    users = pl.DataFrame(
+        {"user_id": ["3"], "past": [["x", "y", "x"]], "past_ms": [[500, 1_000, 5_000]]}
+    )
+    log = pl.DataFrame(
+        {
+            "user_id": ["3"] * 3,
+            "ad_id": ["x", "y", "y"],
+            "timestamp_ms": [1_000, 2_000, 9_000],
+            "click": [0, 0, 1],
+        }
+    )
+    users.write_parquet(tmp_path / "users.parquet")
+    log.write_parquet(tmp_path / "impressions.parquet")
+    schema = parse_schema(
+        "{name: t, user_id: user_id, users_table: true, tasks: [{name: click}], fields:"
+        " [{name: h, kind: sequence, column: past, times: past_ms, grows_with: click}]}"
+    )
+    dataset = prepare(
+        open_tables(schema, tmp_path),
+        tmp_path / "dataset",
+        split=SplitConfig(valid_share=0.3, test_share=0.3),
+        config=FeatureConfig(min_count=1),
+    )
+    items = (dataset.histories[0][0] != 0).sum(axis=1)
+    assert items.tolist() == [1, 1, 1]

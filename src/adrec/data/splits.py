@@ -44,6 +44,7 @@ class SplitConfig(Strict):
 class Split:
     """Boundaries in UTC milliseconds; each period is [start, end)."""
 
+    start_ms: int
     valid_from_ms: int
     test_from_ms: int
     end_ms: int
@@ -64,7 +65,7 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
             .to_numpy()
         )
     first, last = _date(times[0]), _date(times[-1])
-    end_ms = int(times[-1]) + 1
+    start_ms, end_ms = int(times[0]), int(times[-1]) + 1
     if config.test_to is not None:
         end_ms = min(end_ms, _to_ms(config.test_to))
         times = times[times < end_ms]
@@ -73,12 +74,12 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
                 f"split: test_to is before the log, which runs from {first} to {last}"
             )
     if config.valid_from is not None and config.test_from is not None:
-        split = Split(_to_ms(config.valid_from), _to_ms(config.test_from), end_ms)
+        split = Split(start_ms, _to_ms(config.valid_from), _to_ms(config.test_from), end_ms)
     else:
         test_from = times[int(len(times) * (1 - config.test_share))]
         before = 1 - config.test_share - config.valid_share
         valid_from = times[int(len(times) * before)]
-        split = Split(int(valid_from), int(test_from), end_ms)
+        split = Split(start_ms, int(valid_from), int(test_from), end_ms)
     bounds = np.searchsorted(times, [split.valid_from_ms, split.test_from_ms, split.end_ms])
     for name, rows in zip(("train", "valid", "test"), np.diff(bounds, prepend=0), strict=True):
         if rows == 0:

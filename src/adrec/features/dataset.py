@@ -60,7 +60,7 @@ def prepare(
     progress.say(f"fitting features of {tables.impressions.file}")
     features = Features.fit(tables, config, train_until_ms=times.valid_from_ms)
     catalogue = Catalogue.of(features, tables.ad_frame())
-    state = State.begin(features, catalogue, tables.user_frame())
+    state = State.begin(features, catalogue, tables.user_frame(), before_ms=times.start_ms)
     with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
         tested = False
         for frame in tables.chunks(chunk_rows):
@@ -271,7 +271,11 @@ def cut(
     """Cut requests into runs of about `batch_rows` impressions."""
     ends = np.cumsum(slates)
     steps = max(1, round(int(ends[-1]) / batch_rows)) if len(ends) else 0
-    marks = np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps)) + 1 if steps else []
+    marks = (
+        np.searchsorted(ends, np.arange(1, steps) * (ends[-1] / steps), side="right")
+        if steps
+        else []
+    )
     return [part for part in np.split(requests, marks) if len(part)]
 
 

@@ -146,9 +146,22 @@ class State:
 
     @classmethod
     def begin(
-        cls, features: Features, catalogue: Catalogue, user_frame: pl.DataFrame | None
+        cls,
+        features: Features,
+        catalogue: Catalogue,
+        user_frame: pl.DataFrame | None,
+        *,
+        before_ms: int | None = None,
     ) -> Self:
-        """The state before the first impression, from the table of users if there is one."""
+        """The state before the first impression, from the table of users if there is one.
+
+        Args:
+            features: fitted.
+            catalogue: the encoded ads.
+            user_frame: the table of users.
+            before_ms: start of the log. Items of histories that are known to be later are left
+                out: a table of users may have been exported when the log had ended.
+        """
         state = cls(features, catalogue)
         if user_frame is None:
             return state
@@ -156,7 +169,7 @@ class State:
         state.static = state.static.append(features.user.encode_frame(user_frame))
         for field, history in zip(state.schema.sequences, state.histories, strict=True):
             if field.column is not None:
-                _start_history(history, field.name, user_frame, catalogue.directory)
+                _start_history(history, field.name, user_frame, catalogue.directory, before_ms)
         return state
 
     def advance(self, frame: pl.DataFrame) -> Rows:
@@ -363,7 +376,9 @@ def load_encoded(path: Path) -> Encoded:
     return Encoded(arrays["categorical"], arrays["dense"])
 
 
-def _start_history(history: History, name: str, users: pl.DataFrame, ads: Directory) -> None:
+def _start_history(
+    history: History, name: str, users: pl.DataFrame, ads: Directory, before_ms: int | None
+) -> None:
     """Histories from the table of users: list columns of ads and, where known, of times."""
     filled = users.with_row_index(_ROW, offset=1).filter(pl.col(name).list.len() > 0)
     rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
@@ -374,6 +389,8 @@ def _start_history(history: History, name: str, users: pl.DataFrame, ads: Direct
     for user, start, end in zip(filled[_ROW], np.append(0, ends[:-1]), ends, strict=True):
         items, items_ms = rows[start:end], times[start:end]
         known = items != 0
+        if before_ms is not None:
+            known &= items_ms < before_ms
         history.start(user, items[known], items_ms[known])
 
 

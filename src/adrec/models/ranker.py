@@ -57,7 +57,7 @@ class RankerConfig(Strict):
     history_tokens: int = Field(default=20, ge=1, le=1000)
     """Most recent items of each history that become prefix tokens; crosses look at all items."""
     cross_layers: int = Field(default=3, ge=0, le=16)
-    """DCN V2 layers; 0 leaves the stream out."""
+    """DCN V2 layers; 0 leaves the sum of the features as it is."""
     cross_rank: int = Field(default=64, ge=1)
     """Rank of each cross layer."""
     head_hidden: int = Field(default=128, ge=1)
