@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(BIN)/adrec demo --out runs/demo
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

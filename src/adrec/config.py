@@ -57,7 +57,7 @@ class DataConfig(Strict):
 class TrainingConfig(Strict):
     """How each stage is trained."""
 
-    two_tower: TrainConfig = TrainConfig(epochs=4, batch_rows=2048)
+    two_tower: TrainConfig = TrainConfig(epochs=3, batch_rows=2048)
     ranker: TrainConfig = TrainConfig(
         epochs=2, batch_rows=1024, learning_rate=5e-4, embedding_rate=0.1
     )

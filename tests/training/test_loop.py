@@ -325,7 +325,7 @@ def test_a_run_of_other_sizes_is_not_resumed(tiny_dataset: Dataset, tmp_path: Pa
 def test_accumulated_batches_have_the_gradient_of_their_mean(
     tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Without dropout and cropping, two batches of half the rows make the step of one whole batch.
+    # With nothing dropped or forgotten, two batches of half the rows make the step of one whole batch.
     clip = nn.utils.clip_grad_norm_
     steps: list[list[Tensor]] = []
 
@@ -345,7 +345,8 @@ def test_accumulated_batches_have_the_gradient_of_their_mean(
                 "epochs": 1,
                 "batch_rows": rows,
                 "accumulate": accumulate,
-                "crop_share": 0.0,
+                "new_user_share": 0.0,
+                "new_ad_share": 0.0,
             }
         )
         run(objective, tiny_dataset, tmp_path / str(rows), config)
@@ -489,7 +490,7 @@ def test_tables_may_learn_at_a_rate_of_their_own(tiny_dataset: Dataset, tmp_path
     assert moved(1e-6) == (False, True)
 
 
-def test_biases_norms_and_tables_do_not_decay(tiny_dataset: Dataset) -> None:
+def test_biases_and_norms_do_not_decay_and_embeddings_have_their_own(tiny_dataset: Dataset) -> None:
     model = Ranking(tiny_dataset).model
     config = TrainConfig(weight_decay=0.3, embedding_decay=0.1)
     decay = {
@@ -499,7 +500,7 @@ def test_biases_norms_and_tables_do_not_decay(tiny_dataset: Dataset) -> None:
     }
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        if "table" in name or name in ("sequence.weight", "heads.position.weight"):
+        if "fields.table" in name:
             expected = 0.1
         elif name.endswith("bias") or "norm" in name:
             expected = 0.0
