@@ -325,7 +325,7 @@ def test_a_run_of_other_sizes_is_not_resumed(tiny_dataset: Dataset, tmp_path: Pa
 def test_accumulated_batches_have_the_gradient_of_their_mean(
     tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # With nothing dropped or forgotten, two batches of half the rows make the step of one whole batch.
+    # With nothing dropped or forgotten, two batches of half the rows make the step of the whole.
     clip = nn.utils.clip_grad_norm_
     steps: list[list[Tensor]] = []
 
