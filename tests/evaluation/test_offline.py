@@ -22,6 +22,7 @@ from adrec.evaluation.offline import compare, evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval import logged_visitor
 from adrec.evaluation.retrieval_baselines import PopularAds, queries
+from adrec.evaluation.slices import column_of
 from adrec.evaluation.tables import result_tables
 from adrec.features.dataset import Dataset
 from adrec.recommender import Recommender
@@ -404,10 +405,22 @@ class TestSlices:
         assert [numbers["rows"] for numbers in found.values()] == largest
 
     def test_what_is_no_column(self, recommender: Recommender, dataset: Dataset) -> None:
-        for column in ("shoe size", "price"):  # price is a number
+        for column in ("shoe size", "content"):  # content is a vector
             config = EvaluationConfig(replicates=0, pipeline_queries=0, slices=(column,))
-            with pytest.raises(ConfigError, match=f"slice '{column}'.*new user.*device"):
+            with pytest.raises(ConfigError, match=f"slice '{column}'.*new user.*device.*price"):
                 evaluate(recommender, dataset, config)
+
+    def test_a_number_by_fifths(self, dataset: Dataset) -> None:
+        shown = judged_impressions(dataset)
+        codes, text = column_of(dataset, shown, "price")
+        assert {text(int(code)) for code in codes} == {
+            "(missing)", *(f"fifth {n} of 5" for n in range(1, 6))
+        }  # fmt: skip
+        # Each ad counts once in the quantiles: a fifth of those with a price is in each.
+        ads, first = np.unique(dataset.ad_N[shown.rows_N], return_index=True)
+        shares = np.bincount(codes[first], minlength=6)[:5] / (codes[first] != 5).sum()
+        assert np.abs(shares - 0.2).max() < 0.1  # about 300 ads: 4 sd of .023
+        assert len(ads) > 200
 
 
 class TestCompare:

@@ -29,7 +29,8 @@ class EvaluationConfig(Strict):
     pipeline_queries: int = Field(default=200, ge=0)
     """Queries of those for which the ranker also orders the candidates."""
     slices: tuple[str, ...] = ()
-    """Categorical fields, or `new user`, `new ad`, `position`, by whose values to look closer."""
+    """Fields by whose values (numbers: fifths) to look closer; also `new user`, `new ad` and
+    `position`."""
     slice_values: int = Field(default=20, ge=1)
     """Most frequent values of each that are shown."""
     rivals: bool = True

@@ -147,6 +147,8 @@ def _task(
     for model, predicted in scores.items():
         found = _task_metrics(task.kind, predicted[:, k], labels, shown.group_N)
         found |= _intervals(task.kind, predicted[:, k], labels, shown.unit_N, config)
+        if model == OURS and task.kind == "binary":
+            found["GAUC"] |= _gauc_interval(predicted[:, k], labels, shown, config)
         models[model] = found
     differences = {
         model: {
@@ -230,6 +232,22 @@ def _intervals(
         )
         for name, metric in _compared(kind).items()
     }
+
+
+def _gauc_interval(
+    predicted: Scores, labels: Scores, shown: Impressions, config: EvaluationConfig
+) -> dict[str, Any]:
+    if not config.replicates:
+        return {}
+    interval = bootstrap(
+        lambda scores, outcomes, groups: metrics.gauc(scores, outcomes, groups).value,
+        (predicted, labels),
+        shown.unit_N,
+        config.replicates,
+        np.random.default_rng(config.seed),
+        groups=shown.group_N,
+    )
+    return asdict(interval)
 
 
 def _ranking(

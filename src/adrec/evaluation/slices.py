@@ -10,7 +10,7 @@ from adrec import metrics
 from adrec.errors import ConfigError
 from adrec.evaluation.judged import EvaluationConfig, Impressions, Scores
 from adrec.features.dataset import Dataset
-from adrec.features.transforms import FieldGroup
+from adrec.features.transforms import Encoded, FieldGroup
 
 
 def judge_slice(
@@ -54,17 +54,33 @@ def column_of(
         return (~np.isin(these, np.unique(known))).astype(np.int64), lambda new: str(bool(new))
     user_N = dataset.user_R[request_N]
     static_N = np.where(user_N < len(dataset.static), user_N, 0)
-    places: list[tuple[FieldGroup, NDArray[np.int32], NDArray[np.integer[Any]]]] = [
-        (features.user, dataset.static.categorical, static_N),
-        (features.request, dataset.request.categorical, request_N),
-        (features.ad, dataset.catalogue.encoded.categorical, dataset.ad_N[rows]),
+    places: list[tuple[FieldGroup, Encoded, NDArray[np.integer[Any]]]] = [
+        (features.user, dataset.static, static_N),
+        (features.request, dataset.request, request_N),
+        (features.ad, dataset.catalogue.encoded, dataset.ad_N[rows]),
     ]
-    for group, codes, of_row in places:
+    for group, encoded, of_row in places:
         if column in group.categorical_names:
             place = group.categorical_names.index(column)
-            return codes[of_row, place], group.vocabulary(column).text
-    names = [name for group, _, _ in places for name in group.categorical_names]
+            return encoded.categorical[of_row, place], group.vocabulary(column).text
+        if column in group.quantile_columns():
+            return _fifths(encoded.dense[of_row], group.quantile_columns()[column])
+    names = [
+        name
+        for group, _, _ in places
+        for name in (*group.categorical_names, *group.quantile_columns())
+    ]
     raise ConfigError(
-        f"slice '{column}' is not a categorical field; choose from new user, new ad, position, "
-        + ", ".join(names)
+        f"slice '{column}' is neither a categorical nor a numeric field; choose from new user, "
+        "new ad, position, " + ", ".join(names)
     )
+
+
+def _fifths(
+    dense_ND: NDArray[np.float32], quantile: int
+) -> tuple[NDArray[np.int64], Callable[[int], str]]:
+    """Fifths of a number by its training quantile; code 5 where it is missing."""
+    place_N = (dense_ND[:, quantile].astype(np.float64) + 1.0) / 2.0
+    code_N = np.clip(np.floor(place_N * 5), 0, 4).astype(np.int64)
+    code_N[dense_ND[:, quantile + 1] > 0] = 5
+    return code_N, lambda code: "(missing)" if code == 5 else f"fifth {code + 1} of 5"

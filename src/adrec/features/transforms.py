@@ -91,6 +91,15 @@ class FieldGroup:
         """The vocabulary of a categorical field."""
         return self._categorical[self.categorical_names.index(name)]
 
+    def quantile_columns(self) -> dict[str, int]:
+        """For each numeric field, the column of `dense` that holds its quantile."""
+        starts = np.cumsum([0, *(encoder.width for encoder in self._dense)])
+        return {
+            encoder.name: int(start) + 1
+            for encoder, start in zip(self._dense, starts, strict=False)
+            if isinstance(encoder, NumericEncoder)
+        }
+
     def encode_frame(self, frame: pl.DataFrame) -> Encoded:
         """Encode the rows of a table."""
         codes = [v.encode_column(frame[v.name]) for v in self._categorical]
