@@ -262,7 +262,8 @@ def evaluate(
         Path | None, typer.Option(help="Another run: compare the two, paired by user.")
     ] = None,
     slices: Annotated[
-        list[str] | None, typer.Option("--slice", help="A field to look closer by; numbers by fifths.")
+        list[str] | None,
+        typer.Option("--slice", help="A field to look closer by; numbers by fifths."),
     ] = None,
     rivals: Annotated[
         bool | None, typer.Option("--rivals/--no-rivals", help="Train the rivals too, as is usual.")
