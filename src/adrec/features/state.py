@@ -155,12 +155,8 @@ class State:
     ) -> Self:
         """The state before the first impression, from the table of users if there is one.
 
-        Args:
-            features: fitted.
-            catalogue: the encoded ads.
-            user_frame: the table of users.
-            before_ms: start of the log. Items of histories that are known to be later are left
-                out: a table of users may have been exported when the log had ended.
+        `before_ms` is the log's start: history items that are known to be later are left out, as a
+        table of users may have been exported when the log had ended.
         """
         state = cls(features, catalogue)
         if user_frame is None:
