@@ -1,6 +1,7 @@
 """State: living through a log gives what reading it in one go gave, and no outcome leaks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from adrec.data.layouts import open_layout
 from adrec.data.splits import SplitConfig
 from adrec.data.tables import Tables, open_tables
 from adrec.features import counters, histories
-from adrec.features.batches import Fields, Query, gaps, history_items, stack_queries
+from adrec.features.batches import Query, gaps, query_of, stack_queries
 from adrec.features.dataset import prepare
 from adrec.features.fitting import FeatureConfig
 from adrec.features.histories import UNKNOWN_MS
@@ -105,11 +106,28 @@ def live_through(state: State, log: pl.DataFrame) -> tuple[Query, NDArray[np.flo
     return stack_queries(queries), np.concatenate(seen)
 
 
-def query_of(state: State, rows: Rows) -> Query:
+def query_of_rows(state: State, rows: Rows) -> Query:
     """What `Dataset.query` would make of the rows of a log."""
     known = np.where(rows.user_R < len(state.static), rows.user_R, 0)
-    items = [history_items(state.catalogue.encoded, ads, gap) for ads, gap in rows.histories]
-    return Query(Fields.of(state.static.take(known)), Fields.of(rows.request), tuple(items))
+    return query_of(state.static.take(known), rows.request, state.catalogue.encoded, rows.histories)
+
+
+def spread_out(query: Query) -> Query:
+    """The same query with the ads of each item in its place: two may list them differently."""
+    codes, dense = query.history_ads.categorical, query.history_ads.dense
+    return replace(
+        query,
+        history_ads=query.user,
+        histories=tuple(
+            replace(
+                items,
+                place_BL=torch.cat(
+                    [codes[items.place_BL].flatten(1).float(), dense[items.place_BL].flatten(1)], 1
+                ),
+            )
+            for items in query.histories
+        ),
+    )
 
 
 def same(one: Any, other: Any) -> None:
@@ -134,7 +152,7 @@ class TestServingEqualsBatch:
         batch, live = begin(tables), begin(tables)
         rows = batch.advance(log)
         query, seen = live_through(live, log)
-        same(query, query_of(batch, rows))
+        same(spread_out(query), spread_out(query_of_rows(batch, rows)))
         np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
         assert rows.counters_NC.any()
         assert (rows.user_R > 0).all() == (batch.schema.user_id is not None)
@@ -185,7 +203,7 @@ class TestServingEqualsBatch:
         assert again.users.ids == state.users.ids
         query, seen = live_through(again, log[4000:5000])
         rows = state.advance(log[4000:5000])
-        same(query, query_of(state, rows))
+        same(spread_out(query), spread_out(query_of_rows(state, rows)))
         np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
         suffixes = {path.suffix for path in tmp_path.iterdir()}
         assert suffixes == {".parquet", ".safetensors"}

@@ -13,7 +13,7 @@ from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Quer
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.layers import SharedPrefixBlock
-from adrec.models.ranker import Ranker, RankerConfig, history_matches
+from adrec.models.ranker import History, Ranker, RankerConfig, history_matches
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 
 SMALL = RankerConfig(
@@ -106,14 +106,15 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
     past, shared = [], []
     c = batch.candidates
     for i, history in enumerate(query.histories):
-        items = model.ad_token(model.ad_fields(history.ads)) + model.gap(history.gap_BL)
+        ads = Fields(*(of_ads[history.place_BL] for of_ads in vars(query.history_ads).values()))
+        items = model.ad_token(model.ad_fields(ads)) + model.gap(history.gap_BL)
         latest = list(zip(items[request], history.mask_BL[request], strict=True))
         for item, there in latest[-config.history_tokens :]:
             if there:  # what is masked is simply not in the sequence
                 past.append(item + model.sequence.weight[i])
         own, there = c.ads.categorical[request, place], history.mask_BL[request]
         fade = 0.85 ** torch.arange(len(there) - 1, -1, -1)
-        matches = (history.ads.categorical[request] == own) & there[:, None] & (own != 0)
+        matches = (ads.categorical[request] == own) & there[:, None] & (own != 0)
         counts = matches.sum(0)
         recent = (matches * fade[:, None]).sum(0) / max(1e-6, float((there * fade).sum()))
         shared += [math.log1p(count) for count in counts]
@@ -208,11 +209,11 @@ def test_what_stands_in_the_padding_of_a_history_does_not_matter(
 ) -> None:
     history = batch.query.histories[0]
     assert not history.mask_BL.all()
-    noise = Fields(
-        torch.where(history.mask_BL[..., None], history.ads.categorical, 3),
-        torch.where(history.mask_BL[..., None], history.ads.dense, 1e3),
+    changed = replace(
+        history,
+        place_BL=torch.where(history.mask_BL, history.place_BL, 3),
+        gap_BL=torch.where(history.mask_BL, history.gap_BL, 5.0),
     )
-    changed = replace(history, ads=noise, gap_BL=torch.where(history.mask_BL, history.gap_BL, 5.0))
     with torch.inference_mode():
         before = ranker(batch)
         after = ranker(replace(batch, query=replace(batch.query, histories=(changed,))))
@@ -237,11 +238,8 @@ def test_an_unknown_position_is_read_as_the_top_one(
 
 def test_history_matches_by_hand() -> None:
     # Two fields. The history holds (5, 1), (5, 0), (6, 2), and a (5, 1) that is masked.
-    history = HistoryItems(
-        ads=Fields(torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]), torch.zeros((1, 4, 0))),
-        row_BL=torch.ones((1, 4), dtype=torch.int64),
-        gap_BL=torch.zeros((1, 4)),
-        mask_BL=torch.tensor([[True, True, True, False]]),
+    history = History(
+        torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]), torch.tensor([[True, True, True, False]])
     )
     # (5, 1): twice and once of 3. (7, 0): never, and a missing value matches nothing.
     found = history_matches(history, Fields(torch.tensor([[[5, 1], [7, 0]]]), torch.zeros(1, 2, 0)))
@@ -253,11 +251,8 @@ def test_history_matches_by_hand() -> None:
 
 
 def test_nothing_matches_an_empty_history() -> None:
-    history = HistoryItems(
-        ads=Fields(torch.ones((1, 3, 2), dtype=torch.int32), torch.zeros((1, 3, 0))),
-        row_BL=torch.ones((1, 3), dtype=torch.int64),
-        gap_BL=torch.zeros((1, 3)),
-        mask_BL=torch.zeros((1, 3), dtype=torch.bool),
+    history = History(
+        torch.ones((1, 3, 2), dtype=torch.int32), torch.zeros((1, 3), dtype=torch.bool)
     )
     ads = Fields(torch.ones((1, 5, 2), dtype=torch.int32), torch.zeros((1, 5, 0)))
     assert (history_matches(history, ads) == torch.zeros((1, 5, 6))).all()
@@ -448,7 +443,7 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
     )
     nothing = Fields(torch.zeros((2, 0), dtype=torch.int32), torch.zeros((2, 0)))
     batch = Batch(
-        query=Query(nothing, nothing, ()),
+        query=Query(nothing, nothing, Fields(ads.categorical[0, :0], ads.dense[0, :0]), ()),
         candidates=Candidates(
             ads,
             torch.zeros((2, 3, 0)),
@@ -465,7 +460,7 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
 
 def test_the_last_items_of_a_history() -> None:
     history = HistoryItems(
-        ads=Fields(torch.arange(8).view(1, 4, 2), torch.zeros((1, 4, 0))),
+        place_BL=torch.arange(4, 8)[None],
         row_BL=torch.arange(4)[None],
         gap_BL=torch.arange(4.0)[None],
         mask_BL=torch.ones((1, 4), dtype=torch.bool),
@@ -473,7 +468,7 @@ def test_the_last_items_of_a_history() -> None:
     last = history.last(2)
     assert last.row_BL.tolist() == [[2, 3]]
     assert last.gap_BL.tolist() == [[2.0, 3.0]]
-    assert last.ads.categorical.tolist() == [[[4, 5], [6, 7]]]
+    assert last.place_BL.tolist() == [[6, 7]]
 
 
 def test_a_thinned_click_weighs_the_other_tasks_back(tiny_dataset: Dataset) -> None:

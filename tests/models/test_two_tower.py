@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, history_items
+from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, Query, query_of
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.losses import binary_loss, log_expected_count
@@ -159,16 +159,27 @@ def test_the_loss_by_loops(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def with_history(dataset: Dataset, rows_BL: np.ndarray, gap_BL: np.ndarray) -> Query:
+    """The first training request with another history."""
+    request = dataset.requests("train")[:1]
+    known = np.where(dataset.user_R[request] < len(dataset.static), dataset.user_R[request], 0)
+    return query_of(
+        dataset.static.take(known),
+        dataset.request.take(request),
+        dataset.catalogue.encoded,
+        [(rows_BL, gap_BL)],
+    )
+
+
 def test_an_item_of_a_history_is_told_from_the_items_before_it_alone(
     model: TwoTower, tiny_dataset: Dataset
 ) -> None:
     # A history of 5 places: nothing, nothing, then ads 3, 1, 2 that were met 9, 5 and 1 hours ago.
-    one = tiny_dataset.batch(tiny_dataset.requests("train")[:1])
     rows = np.array([[0, 0, 3, 1, 2]], np.int32)
     hours = np.array([[0.0, 0.0, 9.0, 5.0, 1.0]], np.float32)
     known = np.where(rows != 0, np.log1p(hours), UNKNOWN_GAP).astype(np.float32)
     encoded = tiny_dataset.catalogue.encoded
-    query = replace(one.query, histories=(history_items(encoded, rows, known),))
+    query = with_history(tiny_dataset, rows, known)
     # The first third of [0, 1) draws ad 3, the second ad 1, the last ad 2.
     for cut, ad, before, ago in (
         (0.0, 3, [0, 0, 0, 0, 0], [0.0] * 5),
@@ -179,9 +190,8 @@ def test_an_item_of_a_history_is_told_from_the_items_before_it_alone(
         gap = np.where(at != 0, np.log1p(np.array([ago])), UNKNOWN_GAP).astype(np.float32)
         nothing = query.request
         earlier = replace(
-            query,
+            with_history(tiny_dataset, at, gap),
             request=Fields(torch.zeros_like(nothing.categorical), torch.zeros_like(nothing.dense)),
-            histories=(history_items(encoded, at, gap),),
         )
         with torch.inference_mode():
             found = model._past_positives(query, torch.tensor([cut]))

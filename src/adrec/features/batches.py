@@ -37,10 +37,13 @@ class Fields:
 
 @dataclass(frozen=True)
 class HistoryItems:
-    """One sequence of B requests: the ads [B, L] and their rows, log(1 + hours) since each or -1,
-    and which places hold an ad. Items are oldest first and end at the last place."""
+    """One sequence of B requests, oldest first and ending at the last place.
 
-    ads: Fields
+    place_BL: which of the query's `history_ads` each item is. row_BL: its row in the catalogue.
+    gap_BL: log(1 + hours) since, or -1. mask_BL: which places hold an ad.
+    """
+
+    place_BL: Tensor
     row_BL: Tensor
     gap_BL: Tensor
     mask_BL: Tensor
@@ -48,7 +51,7 @@ class HistoryItems:
     def last(self, count: int) -> "HistoryItems":
         """Only the last `count` places."""
         return HistoryItems(
-            ads=Fields(self.ads.categorical[:, -count:], self.ads.dense[:, -count:]),
+            place_BL=self.place_BL[:, -count:],
             row_BL=self.row_BL[:, -count:],
             gap_BL=self.gap_BL[:, -count:],
             mask_BL=self.mask_BL[:, -count:],
@@ -57,10 +60,15 @@ class HistoryItems:
 
 @dataclass(frozen=True)
 class Query:
-    """The side of a batch that is the same for all candidates of a request."""
+    """The side of a batch that is the same for all candidates of a request.
+
+    history_ads are the ads of all histories, most of them once: far fewer than items, as users
+    meet the same ads.
+    """
 
     user: Fields
     request: Fields
+    history_ads: Fields
     histories: tuple[HistoryItems, ...]
 
     def __len__(self) -> int:
@@ -119,15 +127,39 @@ def gaps(times_ms: NDArray[np.int64], at_ms: NDArray[np.int64]) -> NDArray[np.fl
     return np.where(known, np.log1p(np.maximum(hours, 0.0)), UNKNOWN_GAP).astype(np.float32)
 
 
-def history_items(
-    ads: Encoded, rows_BL: NDArray[np.int32], gap_BL: NDArray[np.float32]
-) -> HistoryItems:
-    """Look up the ads of a history in the encoded catalogue."""
-    return HistoryItems(
-        ads=Fields.of(ads.take(rows_BL)),
-        row_BL=torch.from_numpy(rows_BL.astype(np.int64)),
-        gap_BL=torch.from_numpy(gap_BL),
-        mask_BL=torch.from_numpy(rows_BL != 0),
+def query_of(
+    user: Encoded,
+    request: Encoded,
+    ads: Encoded,
+    sequences: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]],
+) -> Query:
+    """Join what is known of B requests.
+
+    Args:
+        user: fields of the users, [B].
+        request: fields of the requests, [B].
+        ads: the encoded catalogue.
+        sequences: for each history the ads' rows [B, L], 0 for none, and the gaps [B, L].
+    """
+    rows = np.concatenate([rows_BL.ravel() for rows_BL, _ in sequences] or [np.zeros(0, np.int32)])
+    distinct, place = np.unique(rows, return_inverse=True)
+    histories, start = [], 0
+    for rows_BL, gap_BL in sequences:
+        places = place[start : start + rows_BL.size].reshape(rows_BL.shape)
+        start += rows_BL.size
+        histories.append(
+            HistoryItems(
+                place_BL=torch.from_numpy(places),
+                row_BL=torch.from_numpy(rows_BL.astype(np.int64)),
+                gap_BL=torch.from_numpy(gap_BL),
+                mask_BL=torch.from_numpy(rows_BL != 0),
+            )
+        )
+    return Query(
+        user=Fields.of(user),
+        request=Fields.of(request),
+        history_ads=Fields.of(ads.take(distinct)),
+        histories=tuple(histories),
     )
 
 
@@ -218,18 +250,22 @@ def forget_ads(
 
 def stack_queries(queries: Sequence[Query]) -> Query:
     """Join queries of one request each into one of many."""
-    first = queries[0]
+    sizes = [len(query.history_ads.categorical) for query in queries]
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
     return Query(
         user=_stack([query.user for query in queries]),
         request=_stack([query.request for query in queries]),
+        history_ads=_stack([query.history_ads for query in queries]),
         histories=tuple(
             HistoryItems(
-                ads=_stack([query.histories[i].ads for query in queries]),
-                row_BL=torch.cat([query.histories[i].row_BL for query in queries]),
-                gap_BL=torch.cat([query.histories[i].gap_BL for query in queries]),
-                mask_BL=torch.cat([query.histories[i].mask_BL for query in queries]),
+                place_BL=torch.cat(
+                    [items.place_BL + at for items, at in zip(parts, starts, strict=True)]
+                ),
+                row_BL=torch.cat([items.row_BL for items in parts]),
+                gap_BL=torch.cat([items.gap_BL for items in parts]),
+                mask_BL=torch.cat([items.mask_BL for items in parts]),
             )
-            for i in range(len(first.histories))
+            for parts in zip(*(query.histories for query in queries), strict=True)
         ),
     )
 

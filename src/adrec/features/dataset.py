@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from adrec.data.splits import Split, SplitConfig, split_times
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError, DataError
-from adrec.features.batches import Batch, Fields, Query, candidates_of, history_items
+from adrec.features.batches import Batch, Query, candidates_of, query_of
 from adrec.features.fitting import FeatureConfig
 from adrec.features.state import Catalogue, Rows, State, load_encoded
 from adrec.features.transforms import Encoded, Features
@@ -226,13 +226,11 @@ class Dataset:
         """What a model is told of some requests."""
         users = self.user_R[requests_B]
         known = np.where(users < len(self.static), users, 0)
-        return Query(
-            user=Fields.of(self.static.take(known)),
-            request=Fields.of(self.request.take(requests_B)),
-            histories=tuple(
-                history_items(self.catalogue.encoded, ads[requests_B], gap[requests_B])
-                for ads, gap in self.histories
-            ),
+        return query_of(
+            self.static.take(known),
+            self.request.take(requests_B),
+            self.catalogue.encoded,
+            [(ads[requests_B], gap[requests_B]) for ads, gap in self.histories],
         )
 
     def batch(

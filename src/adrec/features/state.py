@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from adrec.data.parsing import as_text
 from adrec.data.tables import times_column
 from adrec.errors import RequestError
-from adrec.features.batches import Fields, HistoryItems, Query, gaps, history_items
+from adrec.features.batches import Query, gaps, query_of
 from adrec.features.counters import Counter, counter_features, outcomes
 from adrec.features.directory import Directory
 from adrec.features.histories import UNKNOWN_MS, History
@@ -247,12 +247,11 @@ class State:
     def query(self, visitor: Visitor) -> Query:
         """What a model is told of one request: B is 1."""
         at_ms = np.array([visitor.at_ms])
-        histories: list[HistoryItems] = []
+        sequences = []
         for history in self.histories:
             ads, times_ms = history.read(visitor.user, visitor.at_ms)
-            gap = gaps(times_ms[None, :], at_ms)
-            histories.append(history_items(self.catalogue.encoded, ads[None, :], gap))
-        return Query(Fields.of(visitor.static), Fields.of(visitor.request), tuple(histories))
+            sequences.append((ads[None, :], gaps(times_ms[None, :], at_ms)))
+        return query_of(visitor.static, visitor.request, self.catalogue.encoded, sequences)
 
     def counters(self, visitor: Visitor, ads_N: NDArray[np.integer]) -> NDArray[np.float32]:
         """Counter features of some candidates of one request, [N, C]."""

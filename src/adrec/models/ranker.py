@@ -18,13 +18,14 @@ cross stream multiplies user and ad features explicitly, which attention alone d
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
-from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Query
+from adrec.features.batches import Batch, Candidates, Fields, Query
 from adrec.features.transforms import Layout
 from adrec.models.heads import TaskHeads
 from adrec.models.layers import (
@@ -74,6 +75,14 @@ class RankerConfig(Strict):
         return self
 
 
+class History(NamedTuple):
+    """One sequence of B requests, as candidates are compared with it: codes of the items' ads
+    [B, L, F], and which places hold an ad."""
+
+    codes_BLF: Tensor
+    mask_BL: Tensor
+
+
 @dataclass(frozen=True)
 class Prefix:
     """All that candidates need of their request.
@@ -82,7 +91,7 @@ class Prefix:
     mask_BT: which tokens exist. summary_BD: what the cross stream takes of the request.
     """
 
-    histories: tuple[HistoryItems, ...]
+    histories: tuple[History, ...]
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask_BT: Tensor
@@ -137,9 +146,10 @@ class Ranker(nn.Module):
         batch, width = len(known), self.config.width
         tokens = [self.field_tokens(known).view(batch, self.config.field_tokens, width)]
         masks = [torch.ones_like(tokens[0][..., 0], dtype=torch.bool)]
+        ads_DW = self.ad_token(self.ad_fields(query.history_ads))
         for i, whole in enumerate(query.histories):
             history = whole.last(self.config.history_tokens)
-            items = self.ad_token(self.ad_fields(history.ads))
+            items = functional.embedding(history.place_BL, ads_DW)
             tokens.append(items + self.gap(history.gap_BL) + self.sequence.weight[i])
             masks.append(history.mask_BL)
         x_BTD, mask_BT = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
@@ -155,7 +165,11 @@ class Ranker(nn.Module):
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
         keys.append(k)
         values.append(v)
-        return Prefix(query.histories, tuple(keys), tuple(values), mask_BT, summary_BD)
+        codes_DF = query.history_ads.categorical
+        histories = tuple(
+            History(codes_DF[items.place_BL], items.mask_BL) for items in query.histories
+        )
+        return Prefix(histories, tuple(keys), tuple(values), mask_BT, summary_BD)
 
     def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
         """Parameters of each task for each candidate, [B, N, 1 or 3]."""
@@ -218,7 +232,7 @@ class Ranker(nn.Module):
         return self.heads.predictions(self.score(prefix, candidates))
 
 
-def history_matches(history: HistoryItems, ads: Fields) -> Tensor:
+def history_matches(history: History, ads: Fields) -> Tensor:
     """For each categorical field, how many items of a history share the candidate's value.
 
     A missing value (code 0) matches nothing.
@@ -231,7 +245,7 @@ def history_matches(history: HistoryItems, ads: Fields) -> Tensor:
         [B, N, 3F]: log(1 + count), the share of the items, and the same share with each item
         weighing 0.85 of the one after it, so that the latest count most.
     """
-    same = history.ads.categorical[:, None] == ads.categorical[:, :, None]
+    same = history.codes_BLF[:, None] == ads.categorical[:, :, None]
     same &= history.mask_BL[:, None, :, None] & (ads.categorical != 0)[:, :, None]
     length = history.mask_BL.shape[1]
     since_L = torch.arange(length - 1, -1, -1, device=history.mask_BL.device)

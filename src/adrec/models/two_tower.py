@@ -115,8 +115,9 @@ class TwoTower(nn.Module):
     def users(self, query: Query) -> Tensor:
         """Embed B requests, [B, output_dim], each of length 1."""
         parts = [self.user_fields(query.user), self.request_fields(query.request)]
+        items_DH = functional.gelu(self.item(self.ad_fields(query.history_ads)))
         for pool, history in zip(self.pools, query.histories, strict=True):
-            items = functional.gelu(self.item(self.ad_fields(history.ads)))
+            items = functional.embedding(history.place_BL, items_DH)
             parts.append(pool(items + self.gap(history.gap_BL), history.mask_BL))
         return functional.normalize(self.user_tower(torch.cat(parts, dim=-1)).float(), dim=-1)
 
@@ -181,12 +182,13 @@ class TwoTower(nn.Module):
         earlier = Query(
             user=_fields_of(query.user, some),
             request=_missing(_fields_of(query.request, some)),
+            history_ads=query.history_ads,
             histories=(
                 replace(history, mask_BL=before, gap_BL=gap),
                 *(replace(other, mask_BL=torch.zeros_like(other.mask_BL)) for other in others),
             ),
         )
-        target = Fields(history.ads.categorical[each, place], history.ads.dense[each, place])
+        target = _fields_of(query.history_ads, history.place_BL[each, place])
         return Positives(
             users_PD=self.users(earlier),
             ads_PD=self.ads(target),
@@ -224,7 +226,7 @@ def _among(row_S: Tensor, own_PM: Tensor) -> Tensor:
 
 def _rows_of(history: HistoryItems, rows: Tensor) -> HistoryItems:
     return HistoryItems(
-        ads=_fields_of(history.ads, rows),
+        place_BL=history.place_BL[rows],
         row_BL=history.row_BL[rows],
         gap_BL=history.gap_BL[rows],
         mask_BL=history.mask_BL[rows],
