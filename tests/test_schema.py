@@ -115,6 +115,10 @@ def test_dump_reads_back_the_same(schema: Schema) -> None:
         ({"counters": [{"columns": ["brand"], "half_lives_hours": []}]}, "half_lives_hours"),
         ({"counters": [{"columns": ["brand"], "half_lives_hours": [24, 24]}]}, "is there twice"),
         ({"timestamp_unit": "minutes"}, "timestamp_unit"),
+        (
+            {"tasks": [{"name": "impression"}]},
+            "a task is called 'impression', but `grows_with: imp",
+        ),
         ({"colour": "blue"}, "colour: Extra inputs"),
     ],
 )
@@ -131,7 +135,10 @@ def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> No
             "needs a column, grows_with, or both",
         ),
         ({"column": None, "grows_with": "click"}, "has times, but no column"),
-        ({"grows_with": "purchase"}, "'purchase', which is not a task; choose from click, spend"),
+        (
+            {"grows_with": "purchase"},
+            "'purchase', which is not a task; choose from click, spend, or impression for all",
+        ),
         ({"table": "impressions"}, "has to be in the users table"),
         ({"length": 0}, "length"),
     ],
@@ -140,6 +147,14 @@ def test_sequences_that_cannot_be_read_are_refused(change: dict[str, Any], messa
     sequence = {"name": "seen", "kind": "sequence", "column": "seen_items", "times": "seen_at"}
     with pytest.raises(ConfigError, match=re.escape(message)):
         shop(fields=[sequence | change], counters=[])
+
+
+def test_a_sequence_may_grow_with_impressions_from_a_start_or_from_nothing() -> None:
+    shown = {"name": "shown", "kind": "sequence", "grows_with": "impression"}
+    schema = shop(fields=[shown, shown | {"name": "seen", "column": "seen"}], counters=[])
+    assert [field.of_impressions for field in schema.sequences] == [True, True]
+    liked = shop(fields=[shown | {"grows_with": "click"}], counters=[])
+    assert not liked.sequences[0].of_impressions
 
 
 def test_errors_name_the_file_and_every_field(tmp_path: Path) -> None:

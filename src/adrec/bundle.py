@@ -26,7 +26,8 @@ from pydantic import Field
 
 from adrec.calibration import Calibration
 from adrec.errors import BundleError, ConfigError
-from adrec.features.state import Catalogue, State
+from adrec.features.catalogue import Catalogue
+from adrec.features.state import State
 from adrec.features.transforms import Features
 from adrec.inference.runtime import Runtime
 from adrec.models.ranker import Ranker, RankerConfig
@@ -36,7 +37,7 @@ from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 
 
 class ServingConfig(Strict):

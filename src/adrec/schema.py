@@ -29,6 +29,8 @@ PROPENSITY = "propensity"
 BID_MICROS = "bid_micros"
 ID_COLUMNS = (USER_ID, AD_ID, TIMESTAMP_MS, REQUEST_ID, POSITION, PROPENSITY, BID_MICROS)
 
+IMPRESSION = "impression"
+"""What a sequence grows with that every impression joins; no task has this name."""
 
 _MS_PER_HOUR = 3_600_000
 _THURSDAY = 3  # weekday of 1970-01-01
@@ -84,7 +86,8 @@ class SequenceField(_Field):
 
     The users table may hold a start (`column`, with times in `times`); with `grows_with`, every ad
     with a positive outcome of that task joins at the time the outcome is known. Without `column`
-    it starts empty.
+    it starts empty. If it grows with impressions, every ad that was shown joins, at once. Of each
+    ad the outcomes are known as well, as far as they are known by then.
     """
 
     kind: Literal["sequence"]
@@ -92,9 +95,14 @@ class SequenceField(_Field):
     times: str | None = None
     """Column with the UTC milliseconds of each item; None: unknown."""
     grows_with: str | None = None
-    """Task whose positives are appended while the log runs."""
+    """Task whose positives are appended while the log runs; `impression`: all that was shown."""
     length: int = Field(default=20, ge=1, le=1000)
     """How many of the most recent items are used."""
+
+    @property
+    def of_impressions(self) -> bool:
+        """Whether every impression joins, liked or not."""
+        return self.grows_with == IMPRESSION
 
 
 class ClockField(_Field):
@@ -194,6 +202,11 @@ class Schema(Strict):
                 f"the first task, '{self.tasks[0].name}', is what retrieval learns and a bid pays "
                 "for; put a binary task first"
             )
+        if any(task.name == IMPRESSION for task in self.tasks):
+            raise ValueError(
+                f"a task is called '{IMPRESSION}', but `grows_with: {IMPRESSION}` means all that "
+                "was shown; rename the task (`column:` stays)"
+            )
         for field in self.fields:
             self._check_field(field)
         known = {USER_ID, AD_ID, *(f.name for f in self.fields if f.kind == "categorical")}
@@ -256,10 +269,11 @@ class Schema(Strict):
             if field.times is not None and field.column is None:
                 raise ValueError(f"sequence '{field.name}' has times, but no column of items")
             tasks = {task.name for task in self.tasks}
-            if field.grows_with is not None and field.grows_with not in tasks:
+            if field.grows_with not in (None, IMPRESSION, *tasks):
                 raise ValueError(
                     f"sequence '{field.name}' grows with '{field.grows_with}', "
-                    f"which is not a task; choose from {', '.join(sorted(tasks))}"
+                    f"which is not a task; choose from {', '.join(sorted(tasks))}, "
+                    f"or {IMPRESSION} for all that was shown"
                 )
 
     @property

@@ -109,6 +109,14 @@ def test_numbers_by_brute_force(tiny_dataset: Dataset) -> None:
         assert numbers["history length"][n] == len(history)
         assert numbers["history same ad"][n] == history.count(ad)
         assert numbers["history same topic"][n] == sum(codes[i] == codes[ad] for i in history)
+        past = tiny_dataset.histories[1].take(np.array([request]))
+        shown = [(ad, bits) for ad, bits in zip(past.ads[0], past.outcomes[0], strict=True) if ad]
+        clicked = [ad for ad, bits in shown if bits % 2]
+        assert numbers["shown length"][n] == len(shown)
+        assert numbers["shown clicked length"][n] == len(clicked)
+        assert numbers["shown clicked same ad"][n] == clicked.count(ad)
+        same_topic = sum(codes[i] == codes[ad] for i in clicked)
+        assert numbers["shown clicked same topic"][n] == same_topic
         earlier = time_R[(user_R == user_R[request]) & (time_R < time_R[request])]
         hours = (time_R[request] - earlier) / 3_600_000
         expected = hours.min() if len(hours) else np.nan

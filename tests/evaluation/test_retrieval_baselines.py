@@ -40,6 +40,7 @@ tasks:
 USERS = """
 user_id: user
 fields:
+  - {name: shown, kind: sequence, grows_with: impression, length: 9}
   - {name: clicked, kind: sequence, grows_with: click, length: 2}
 """
 LOG = [  # day, user, ad, click: training is day 0 and 1, validation 2, test 3

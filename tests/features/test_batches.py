@@ -17,12 +17,16 @@ def test_forgetful_users_keep_few_recent_items_and_no_counters(tiny_dataset: Dat
     batch, layout = batch_of(tiny_dataset), tiny_dataset.features.layout
     of_user = np.array(layout.user_counters)
     forgotten = forget_users(batch, 1.0, of_user, np.random.default_rng(0))
-    before, after = batch.query.histories[0].mask_BL, forgotten.query.histories[0].mask_BL
-    assert not (after & ~before).any()
-    # What is left is a run that ends at the last place: the most recent items.
-    left = after.sum(1)
-    length = after.shape[1]
-    assert torch.equal(after, before & (torch.arange(length) >= (length - left)[:, None]))
+    for items, kept in zip(batch.query.histories, forgotten.query.histories, strict=True):
+        before, after = items.mask_BL, kept.mask_BL
+        assert not (after & ~before).any()
+        assert after.sum() < before.sum()
+        # What is left is a run that ends at the last place: the most recent items.
+        left = after.sum(1)
+        length = after.shape[1]
+        assert torch.equal(after, before & (torch.arange(length) >= (length - left)[:, None]))
+        assert torch.equal(kept.outcomes_BL, items.outcomes_BL)  # of those left, all is known
+    left = forgotten.query.histories[0].mask_BL.sum(1)
     # floor(51 u^3) = 0 with probability (1 / 51)^(1/3) = .27; 200 draws: within .1 (3 sd).
     assert abs(float((left == 0).float().mean()) - 0.27) < 0.1
     counters = forgotten.candidates.counters_BNC

@@ -38,8 +38,9 @@ def same(dataset: Dataset, rows: Rows) -> None:
     np.testing.assert_array_equal(dataset.request.categorical, rows.request.categorical)
     np.testing.assert_array_equal(dataset.request.dense, rows.request.dense)
     for one, other in zip(dataset.histories, rows.histories, strict=True):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
+        for part, expected in zip(one, other, strict=True):
+            assert part.dtype == expected.dtype
+            np.testing.assert_array_equal(part, expected)
     # Sums are rounded in another order where the log is cut.
     np.testing.assert_allclose(dataset.counters_NC, rows.counters_NC, atol=1e-6)
 
@@ -220,9 +221,10 @@ class TestPeriods:
         np.testing.assert_allclose(
             one.counters_NC, dataset.counters_NC[dataset.offset_R[test[0]] :], atol=1e-6
         )
-        for i in (0, 1):
-            np.testing.assert_array_equal(one.histories[0][i], other.histories[0][i])
-            np.testing.assert_array_equal(one.histories[0][i], dataset.histories[0][i][test])
+        for sequence, past in enumerate(dataset.histories):
+            for i, expected in enumerate(past.take(test)):
+                np.testing.assert_array_equal(one.histories[sequence][i], expected)
+                np.testing.assert_array_equal(other.histories[sequence][i], expected)
 
     def test_the_state_at_the_end(self, tiny_world: Path, tiny_dataset: Dataset) -> None:
         state, at = tiny_dataset.state("end"), tiny_dataset.split.end_ms + 10**9
@@ -231,6 +233,37 @@ class TestPeriods:
         visitor = state.visit(user, at, {})
         counted = state.counters(visitor, np.array([1]))[0, 0]
         assert counted == pytest.approx(np.log1p(count), rel=1e-5)
+
+
+class TestHistories:
+    def test_all_that_was_shown_by_a_loop(self, tiny_world: Path, tiny_dataset: Dataset) -> None:
+        frame = pl.concat(open_layout("synthetic", tiny_world).chunks(1_000_000))
+        schema, past = tiny_dataset.features.schema, tiny_dataset.histories[1]
+        row_of = tiny_dataset.catalogue.directory.row
+        assert [past.ads.dtype, past.outcomes.dtype] == [np.int32, np.uint8]
+        assert tiny_dataset.features.layout.impressions == (False, True)
+        for request in (0, 700, 1200, 1999):
+            user, at = (
+                frame[int(tiny_dataset.offset_R[request])].select("user_id", TIMESTAMP_MS).row(0)
+            )
+            before = frame.filter((pl.col("user_id") == user) & (pl.col(TIMESTAMP_MS) < at))
+            expected = sorted(
+                (row[TIMESTAMP_MS], row_of(row[AD_ID]), [
+                    row[task.name] > 0 and row[TIMESTAMP_MS] + task.delay_ms < at
+                    for task in schema.tasks
+                ])
+                for row in before.iter_rows(named=True)
+            )[-40:]  # fmt: skip
+            there = past.ads[request] != 0
+            assert past.ads[request][there].tolist() == [ad for _, ad, _ in expected]
+            bits = past.outcomes[request][there][:, None] >> np.arange(3) & 1
+            assert bits.tolist() == [[int(known) for known in item[2]] for item in expected]
+            assert not past.outcomes[request][~there].any()
+        assert set(np.unique(past.outcomes)) >= {0, 1, 7}
+
+    def test_those_that_were_met_are_not_those_that_were_shown(self, tiny_dataset: Dataset) -> None:
+        assert [past.ads.shape[1] for past in tiny_dataset.met] == [50]
+        assert [history.length for history in tiny_dataset.state("test").met] == [50]
 
 
 class TestBatch:
@@ -254,9 +287,11 @@ class TestBatch:
             np.testing.assert_array_equal(batch.labels_BNK[b], data.labels_NK[rows])
             np.testing.assert_array_equal(batch.candidates.counters_BNC[b], data.counters_NC[rows])
             assert batch.candidates.position_BN[b].tolist() == [1, 2, 3, 4]
-            np.testing.assert_array_equal(
-                batch.query.histories[0].mask_BL[b], data.histories[0][0][request] != 0
-            )
+            for items, past in zip(batch.query.histories, data.histories, strict=True):
+                np.testing.assert_array_equal(items.row_BL[b], past.ads[request])
+                np.testing.assert_array_equal(items.mask_BL[b], past.ads[request] != 0)
+                np.testing.assert_array_equal(items.gap_BL[b], past.gap[request])
+                np.testing.assert_array_equal(items.outcomes_BL[b], past.outcomes[request])
 
     def test_shorter_slates_are_padded(self, tmp_path: Path) -> None:
         dataset = slates([3, 1, 2], tmp_path)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adrec.features import histories as module
-from adrec.features.histories import UNKNOWN_MS, History
+from adrec.features.bits import UNKNOWN_MS
+from adrec.features.histories import History, Items
 from adrec.features.past import count_strictly_before
-
-Answer = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,25 @@ class Log:
     ads: NDArray[np.int32]
     times: NDArray[np.int64]
     positive: NDArray[np.bool_]
-    starts: dict[int, list[tuple[int, int]]]
-    """(ad, time) of each user, oldest first."""
+    bits: NDArray[np.uint8]
+    starts: dict[int, list[tuple[int, int, int]]]
+    """(ad, time, bits) of each user, oldest first; a user's items have the same bits."""
     length: int
     delay: int
+    outcome_delays: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.users)
 
     def history(self) -> History:
-        history = History(self.length, delay_ms=self.delay)
+        history = self.empty()
         for user, items in self.starts.items():
-            ads, times = np.array(items, np.int64).reshape(-1, 2).T
-            history.start(user, ads.astype(np.int32), times)
+            ads, times, bits = np.array(items, np.int64).reshape(-1, 3).T
+            history.start(user, ads.astype(np.int32), times, int(bits.max(initial=0)))
         return history
+
+    def empty(self) -> History:
+        return History(self.length, self.delay, self.outcome_delays)
 
     def rows(self, part: slice | NDArray[np.bool_]) -> "Log":
         return replace(
@@ -47,44 +51,67 @@ class Log:
             ads=self.ads[part],
             times=self.times[part],
             positive=self.positive[part],
+            bits=self.bits[part],
         )
 
+    def known(self, time: int, bits: int, at: int) -> list[int]:
+        """Tasks that are known to be positive, those that are known first in front."""
+        delays = sorted((delay, k) for k, delay in enumerate(self.outcome_delays))
+        return [
+            k for delay, k in delays if bits >> k & 1 and (time == UNKNOWN_MS or time + delay < at)
+        ]
 
-def brute_force(log: Log, users: NDArray[np.int64], times: NDArray[np.int64]) -> Answer:
+
+def brute_force(log: Log, users: NDArray[np.int64], times: NDArray[np.int64]) -> Items:
     """The last items of a plain list, for each query anew."""
-    ads_QL = np.zeros((len(users), log.length), np.int32)
-    times_QL = np.full((len(users), log.length), UNKNOWN_MS, np.int64)
+    answer = Items.none(len(users), log.length)
     for q, (user, at) in enumerate(zip(users, times, strict=True)):
         if user == 0:
             continue
         met = [
-            (int(log.times[i]), int(log.ads[i]))
+            (int(log.ads[i]), int(log.times[i]), int(log.bits[i]))
             for i in range(len(log))
             if log.users[i] == user and log.positive[i] and log.times[i] + log.delay < at
         ]
-        items = log.starts.get(int(user), []) + [(ad, time) for time, ad in sorted(met)]
-        for place, (ad, time) in enumerate(reversed(items[-log.length :])):
-            ads_QL[q, -1 - place], times_QL[q, -1 - place] = ad, time
-    return ads_QL, times_QL
+        # At one instant by ad, and of one ad by what is known of it, as far as it is.
+        met.sort(key=lambda item: (item[1], item[0], outcome_order(log, item, int(at))))
+        items = log.starts.get(int(user), []) + met
+        for place, (ad, time, bits) in enumerate(reversed(items[-log.length :])):
+            there = (q, -1 - place)
+            answer.ads[there], answer.times_ms[there] = ad, time
+            answer.outcomes[there] = sum(1 << k for k in log.known(time, bits, int(at)))
+    return answer
 
 
-def in_a_batch(log: Log, history: History) -> Answer:
-    everyone = np.arange(len(log))
-    return history.advance(log.users, log.ads, log.times, log.positive, everyone)
+def outcome_order(log: Log, item: tuple[int, int, int], at: int) -> list[bool]:
+    known = log.known(item[1], item[2], at)
+    delays = sorted((delay, k) for k, delay in enumerate(log.outcome_delays))
+    return [k in known for _, k in delays]
 
 
-def one_by_one(log: Log, history: History) -> Answer:
-    ads, times = brute_force(log, np.zeros(len(log), np.int64), log.times)  # empty ones
+def in_a_batch(log: Log, history: History) -> Items:
+    return of_rows(log, history, np.arange(len(log)))
+
+
+def of_rows(log: Log, history: History, queries: NDArray[np.int64]) -> Items:
+    return history.advance(log.users, log.ads, log.times, log.positive, log.bits, queries)
+
+
+def one_by_one(log: Log, history: History) -> Items:
+    answer = Items.none(len(log), log.length)
     for i in range(len(log)):
-        ads[i], times[i] = history.read(int(log.users[i]), int(log.times[i]))
+        user, at = int(log.users[i]), int(log.times[i])
+        for part, read in zip(answer, history.read(user, at), strict=True):
+            part[i] = read
         if log.positive[i]:
-            history.observe(int(log.users[i]), int(log.ads[i]), int(log.times[i]))
-    return ads, times
+            history.observe(user, int(log.ads[i]), at, int(log.bits[i]))
+    return answer
 
 
-def same(one: Answer, other: Answer) -> None:
-    np.testing.assert_array_equal(one[0], other[0])
-    np.testing.assert_array_equal(one[1], other[1])
+def same(one: Items, other: Items) -> None:
+    for part, expected in zip(one, other, strict=True):
+        assert part.dtype == expected.dtype
+        np.testing.assert_array_equal(part, expected)
 
 
 @st.composite
@@ -94,19 +121,20 @@ def logs(draw: st.DrawFn, max_rows: int = 40) -> Log:
     start = draw(st.sampled_from([0, 1_767_571_200_000]))
     steps = draw(st.lists(st.sampled_from([0, 0, 1, 5, 300]), min_size=rows, max_size=rows))
     numbers = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    starts = st.dictionaries(
-        st.integers(1, users + 2),
-        st.lists(st.tuples(st.integers(1, 9), st.sampled_from([UNKNOWN_MS])), max_size=6),
-        max_size=3,
-    )
+    bits = draw(st.integers(0, 7))
+    items = st.tuples(st.integers(1, 9), st.sampled_from([UNKNOWN_MS, start + 1]), st.just(bits))
+    starts = st.dictionaries(st.integers(1, users + 2), st.lists(items, max_size=6), max_size=3)
+    delays = st.sampled_from([0, 1, 6, 900])
     return Log(
         users=numbers.integers(0, users + 1, rows),
         ads=numbers.integers(1, 9, rows).astype(np.int32),
         times=start + np.cumsum(steps),
         positive=numbers.random(rows) < draw(st.sampled_from([0.3, 1.0])),
+        bits=numbers.integers(0, 8, rows).astype(np.uint8),
         starts=draw(starts),
         length=draw(st.integers(1, 5)),
-        delay=draw(st.sampled_from([0, 1, 6, 900])),
+        delay=draw(delays),
+        outcome_delays=tuple(draw(st.lists(delays, max_size=3))),
     )
 
 
@@ -130,8 +158,7 @@ class TestAgainstBruteForce:
             parts.append(run(log.rows(slice(start, end)), history))
             if data.draw(st.booleans()):
                 history = restarted(history, log, tmp_path_factory.getbasetemp())
-        ads, times = zip(*parts, strict=True)
-        together = np.concatenate(ads), np.concatenate(times)
+        together = Items(*map(np.concatenate, zip(*parts, strict=True)))
         same(together, brute_force(log, log.users, log.times))
 
     @given(logs(), st.sampled_from([in_a_batch, one_by_one]), st.integers(1, 3000))
@@ -142,20 +169,20 @@ class TestAgainstBruteForce:
         for at in (int(log.times[-1]) + later, int(log.times[-1]) + 4000):
             for user in (0, 1, 2, 3, 99):
                 expected = brute_force(log, np.array([user]), np.array([at]))
-                ads, times = history.read(user, at)
-                same((ads[None], times[None]), expected)
+                same(history.read(user, at).as_row(), expected)
 
     @given(logs(), st.data())
     def test_only_the_rows_asked_for_are_answered(self, log: Log, data: st.DataObject) -> None:
         queries = np.array(sorted(data.draw(st.sets(st.integers(0, len(log) - 1)))), np.int64)
-        history = log.history()
-        answer = history.advance(log.users, log.ads, log.times, log.positive, queries)
-        same(answer, brute_force(log, log.users[queries], log.times[queries]))
+        same(
+            of_rows(log, log.history(), queries),
+            brute_force(log, log.users[queries], log.times[queries]),
+        )
 
 
 def restarted(history: History, log: Log, folder: Path) -> History:
     history.save(folder / "history.parquet")
-    again = History(log.length, delay_ms=log.delay)
+    again = log.empty()
     again.restore(folder / "history.parquet")
     return again
 
@@ -165,7 +192,7 @@ class TestByHand:
         history = History(3)
         history.start(1, np.array([7], np.int32), np.array([50]))
         history.observe(1, 8, 100)
-        assert [part.tolist() for part in history.read(1, 101)] == [[0, 7, 8], [-1, 50, 100]]
+        assert [part.tolist() for part in history.read(1, 101)[:2]] == [[0, 7, 8], [-1, 50, 100]]
         history.observe(1, 9, 200)
         history.observe(1, 6, 300)
         assert history.read(1, 301)[0].tolist() == [8, 9, 6]
@@ -173,20 +200,38 @@ class TestByHand:
     def test_a_start_longer_than_the_history_keeps_its_end(self) -> None:
         history = History(2)
         history.start(4, np.array([1, 2, 3], np.int32), np.array([10, 20, 30]))
-        assert [part.tolist() for part in history.read(4, 99)] == [[2, 3], [20, 30]]
+        assert [part.tolist() for part in history.read(4, 99)[:2]] == [[2, 3], [20, 30]]
 
     def test_an_empty_start(self) -> None:
         history = History(2)
         history.start(4, np.zeros(0, np.int32), np.zeros(0, np.int64))
-        assert history.read(4, 99)[0].tolist() == [0, 0]
+        assert history.read(4, 99).ads.tolist() == [0, 0]
+
+    def test_an_outcome_shows_once_it_is_known(self) -> None:
+        # Task 0 is known after 10 ms, task 1 at once, task 2 after 5; shown at 100 were an ad with
+        # all three, at 103 one with task 2 alone. The start has task 1, and no time.
+        history = History(3, outcome_delays_ms=(10, 0, 5))
+        history.start(1, np.array([7], np.int32), np.array([UNKNOWN_MS]), bits=0b010)
+        history.observe(1, 8, 100, 0b111)
+        history.observe(1, 9, 103, 0b100)
+        for at, expected in (
+            (101, [0, 0b010, 0b010]),
+            (105, [0b010, 0b010, 0]),
+            (106, [0b010, 0b110, 0]),
+            (108, [0b010, 0b110, 0]),
+            (109, [0b010, 0b110, 0b100]),
+            (110, [0b010, 0b110, 0b100]),
+            (111, [0b010, 0b111, 0b100]),
+        ):
+            assert history.read(1, at).outcomes.tolist() == expected
 
     def test_nobody_has_no_history(self) -> None:
         history = History(2)
         history.observe(0, 5, 10)
         zero, ten = np.zeros(3, np.int64), np.array([10, 11, 12])
-        ads, _ = history.advance(zero, np.full(3, 5, np.int32), ten, np.ones(3, bool), np.arange(3))
-        assert not ads.any()
-        assert not history.read(0, 99)[0].any()
+        rows = zero, np.full(3, 5, np.int32), ten, np.ones(3, bool), np.ones(3, np.uint8)
+        assert not history.advance(*rows, np.arange(3)).ads.any()
+        assert not history.read(0, 99).ads.any()
 
     def test_clicks_of_one_instant_stand_in_order_of_ad_however_they_came(self) -> None:
         """Two clicks in one slate have one time. Without a rule, the order would depend on where
@@ -194,28 +239,46 @@ class TestByHand:
         for ads in ([5, 3], [3, 5]):
             batch, live = History(2), History(2)
             three = np.array([1, 1, 1]), np.array([*ads, 9], np.int32), np.array([10, 10, 20])
-            answer, _ = batch.advance(*three, np.ones(3, bool), np.array([2]))
+            answer = batch.advance(*three, np.ones(3, bool), np.zeros(3, np.uint8), np.array([2]))
             for ad in ads:
                 live.observe(1, ad, 10)
-            assert answer[0].tolist() == live.read(1, 20)[0].tolist() == [3, 5]
+            assert answer.ads[0].tolist() == live.read(1, 20).ads.tolist() == [3, 5]
+
+    @pytest.mark.parametrize("late", [0b00, 0b10])
+    def test_the_order_of_equals_does_not_tell_what_is_not_known_yet(self, late: int) -> None:
+        """One ad, twice at one instant: once with task 0, once without, and task 1 is slow."""
+        history = History(2, outcome_delays_ms=(0, 50))
+        for bits in (0b01, late):
+            history.observe(1, 3, 10, bits)
+        assert history.read(1, 20).outcomes.tolist() == [0, 1]
+        assert history.read(1, 99).outcomes.tolist() == [late, 1]
 
     def test_an_empty_history_is_saved_and_read(self, tmp_path: Path) -> None:
         History(2).save(tmp_path / "history.parquet")
         again = History(2)
         again.restore(tmp_path / "history.parquet")
-        assert again.read(3, 5)[0].tolist() == [0, 0]
+        assert again.read(3, 5).ads.tolist() == [0, 0]
 
     def test_no_rows(self) -> None:
         none = np.zeros(0, np.int64)
-        ads, times = History(3).advance(none, none.astype(np.int32), none, none > 0, none)
-        assert ads.shape == times.shape == (0, 3)
+        rows = none, none.astype(np.int32), none, none > 0, none.astype(np.uint8), none
+        assert [part.shape for part in History(3).advance(*rows)] == [(0, 3)] * 3
 
 
-def leaks(log: Log, run: Callable[[Log, History], Answer]) -> set[str]:
-    """What rows can see that they must not: whose absence changes what they are given."""
-    before, _ = run(log, log.history())
+def leaks(log: Log, run: Callable[[Log, History], Items]) -> set[str]:
+    """What rows can see that they must not: what changes what they are given if it is different."""
+    before = run(log, log.history())
+
+    def changes(i: int, other: Log) -> bool:
+        pairs = zip(run(other, other.history()), before, strict=True)
+        return any((part[i] != expected[i]).any() for part, expected in pairs)
+
     found = set()
     for i in range(len(log)):
+        for k, delay in enumerate(log.outcome_delays):
+            unknown = (log.times + delay >= log.times[i]).astype(np.uint8)
+            if changes(i, replace(log, bits=log.bits ^ (unknown << np.uint8(k)))):
+                found.add("an outcome not known yet")
         hidden = {
             "itself": np.arange(len(log)) == i,
             "a row of the same instant": (log.times == log.times[i]) & (np.arange(len(log)) != i),
@@ -224,8 +287,7 @@ def leaks(log: Log, run: Callable[[Log, History], Answer]) -> set[str]:
             & (log.times + log.delay >= log.times[i]),
         }
         for what, rows in hidden.items():
-            ads, _ = run(replace(log, positive=log.positive & ~rows), log.history())
-            if (ads[i] != before[i]).any():
+            if changes(i, replace(log, positive=log.positive & ~rows)):
                 found.add(what)
     return found
 
@@ -235,9 +297,11 @@ TIED = Log(
     ads=np.array([11, 12, 13, 14, 15, 16, 17], np.int32),
     times=np.array([1000, 1000, 1000, 1005, 1005, 1040, 1050]),
     positive=np.ones(7, bool),
-    starts={1: [(9, 500)]},
+    bits=np.array([3, 0, 1, 2, 3, 1, 3], np.uint8),
+    starts={1: [(9, 500, 2)]},
     length=4,
     delay=8,
+    outcome_delays=(8, 40),
 )
 
 
@@ -263,6 +327,22 @@ class TestNoLeak:
         found = leaks(replace(TIED, delay=0), in_a_batch)
         assert found == {"itself", "a row of the same instant"}
 
+    @pytest.mark.parametrize("run", [in_a_batch, one_by_one])
+    def test_the_detector_notices_outcomes_that_show_too_early(
+        self, monkeypatch: pytest.MonkeyPatch, run: Callable
+    ) -> None:
+        known_bits = module.known_bits
+
+        def a_tick_early(bits: NDArray, times: NDArray, at: NDArray, delays: tuple) -> NDArray:
+            return known_bits(bits, times, at + 1, delays)
+
+        monkeypatch.setattr(module, "known_bits", a_tick_early)
+        # Row 4 comes 5 ms after the first two, row 5 comes 40 ms after row 2: at the very instant.
+        log = replace(TIED, delay=0)
+        assert leaks(replace(log, outcome_delays=(5,)), run) == {"an outcome not known yet"}
+        assert leaks(replace(log, outcome_delays=(0, 40)), run) == {"an outcome not known yet"}
+        assert leaks(replace(log, outcome_delays=(6,)), run) == set()
+
     def test_the_detector_notices_a_delay_that_is_ignored_and_the_future(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -274,13 +354,12 @@ class TestNoLeak:
         assert {"a row not known yet", "a future row"} <= found
 
     def test_the_detector_notices_a_row_that_is_observed_before_it_is_read(self) -> None:
-        def wrong_way_round(log: Log, history: History) -> Answer:
+        def wrong_way_round(log: Log, history: History) -> Items:
             for i in np.flatnonzero(log.positive):
                 history.observe(int(log.users[i]), int(log.ads[i]), int(log.times[i]) - 9)
             parts = [
                 history.read(int(u), int(t)) for u, t in zip(log.users, log.times, strict=True)
             ]
-            ads, times = zip(*parts, strict=True)
-            return np.stack(ads), np.stack(times)
+            return Items(*map(np.stack, zip(*parts, strict=True)))
 
         assert {"itself", "a row of the same instant"} <= leaks(TIED, wrong_way_round)

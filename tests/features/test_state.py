@@ -17,15 +17,17 @@ from adrec.data.splits import SplitConfig
 from adrec.data.tables import Tables, open_tables
 from adrec.features import counters, histories
 from adrec.features.batches import Query, gaps, query_of, stack_queries
+from adrec.features.bits import UNKNOWN_MS
+from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import prepare
 from adrec.features.fitting import FeatureConfig
-from adrec.features.histories import UNKNOWN_MS
 from adrec.features.past import count_strictly_before
-from adrec.features.state import Catalogue, Rows, State
+from adrec.features.state import Rows, State
 from adrec.features.transforms import Features
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
 CONFIG = FeatureConfig(embed_user_id=True)
+DAY_MS = 86_400_000
 
 
 def with_users(schema: Schema) -> Schema:
@@ -54,13 +56,17 @@ def slow_outcomes(schema: Schema) -> Schema:
     return _changed(schema, tasks=tasks)
 
 
+def all_known_after_a_day(schema: Schema) -> Schema:
+    return _changed(schema, tasks=[t.model_dump() | {"delay_ms": DAY_MS} for t in schema.tasks])
+
+
 def _changed(schema: Schema, **changes: Any) -> Schema:
     content = schema.model_dump() | changes
     if not content["users_table"]:
         content["fields"] = [f for f in content["fields"] if f["role"] != "user"]
         if content["user_id"] is not None:
             grown = {"name": "history", "kind": "sequence", "grows_with": "click", "length": 5}
-            content["fields"].append(grown)
+            content["fields"] += [grown, grown | {"name": "shown", "grows_with": "impression"}]
         else:
             content["counters"] = [c for c in content["counters"] if USER_ID not in c["columns"]]
     return Schema.model_validate(content)
@@ -143,6 +149,12 @@ def same(one: Any, other: Any) -> None:
             same(getattr(one, name), getattr(other, name))
 
 
+def same_histories(one: Rows, other: Rows) -> None:
+    for past, expected in zip(one.histories, other.histories, strict=True):
+        for part, expected_part in zip(past, expected, strict=True):
+            np.testing.assert_array_equal(part, expected_part)
+
+
 class TestServingEqualsBatch:
     @pytest.mark.parametrize("variant", VARIANTS)
     def test_row_by_row(self, tiny_world: Path, variant: Callable[[Schema], Schema]) -> None:
@@ -157,7 +169,8 @@ class TestServingEqualsBatch:
         assert rows.counters_NC.any()
         assert (rows.user_R > 0).all() == (batch.schema.user_id is not None)
         if rows.histories:
-            assert (rows.histories[0][0] > 0).any()
+            assert all((past.ads > 0).any() for past in rows.histories)
+            assert set(np.unique(rows.histories[1].outcomes)) >= {0, 1}
 
     @pytest.mark.parametrize("variant", [with_users, without_users_table])
     def test_both_leave_the_same_state_behind(
@@ -171,8 +184,7 @@ class TestServingEqualsBatch:
         assert live.users.ids == batch.users.ids
         one, other = batch.advance(log[1200:]), live.advance(log[1200:])
         np.testing.assert_allclose(one.counters_NC, other.counters_NC, atol=1e-5)
-        np.testing.assert_array_equal(one.histories[0][0], other.histories[0][0])
-        np.testing.assert_array_equal(one.histories[0][1], other.histories[0][1])
+        same_histories(one, other)
 
     def test_wherever_the_log_is_cut(self, tiny_world: Path) -> None:
         tables = opened(tiny_world, slow_outcomes)
@@ -184,9 +196,10 @@ class TestServingEqualsBatch:
         for name in ("user_R", "time_ms_R", "slate_R", "ad_N", "labels_NK", "position_N"):
             joined = np.concatenate([getattr(part, name) for part in parts])
             np.testing.assert_array_equal(joined, getattr(rows, name))
-        for i in (0, 1):
-            joined = np.concatenate([part.histories[0][i] for part in parts])
-            np.testing.assert_array_equal(joined, rows.histories[0][i])
+        for i, past in enumerate(rows.histories):
+            for column, expected in enumerate(past):
+                joined = np.concatenate([part.histories[i][column] for part in parts])
+                np.testing.assert_array_equal(joined, expected)
         joined = np.concatenate([part.counters_NC for part in parts])
         np.testing.assert_allclose(joined, rows.counters_NC, atol=1e-6)
 
@@ -284,8 +297,9 @@ class TestAds:
         assert ((rows.ad_N == 0) == (strange[AD_ID] == "who?").to_numpy()).all()
         assert np.isfinite(rows.counters_NC).all()
         # A click on an ad that nobody knows is no history.
-        expected = known.advance(log).histories[0][0]
-        assert (rows.histories[0][0] != 0).sum() < (expected != 0).sum()
+        expected = known.advance(log).histories
+        for past, more in zip(rows.histories, expected, strict=True):
+            assert 0 < (past.ads != 0).sum() < (more.ads != 0).sum()
         _, seen = live_through(begin(tables), strange[:2000])
         np.testing.assert_allclose(seen, rows.counters_NC[:2000], atol=1e-5)
 
@@ -300,7 +314,7 @@ class TestAds:
             pl.concat_list(pl.lit([1]), "history:times_ms", pl.lit([2])).alias("history:times_ms")
         )
         again = State.begin(state.features, state.catalogue, changed)
-        (history,), (expected,) = again.histories, state.histories
+        history, expected = again.histories[0], state.histories[0]
         np.testing.assert_array_equal(history.ads_UL, expected.ads_UL)
         np.testing.assert_array_equal(history.times_ms_UL, expected.times_ms_UL)
         row = int(users["history"].list.len().arg_max() or 0)
@@ -323,11 +337,13 @@ class TestAds:
         np.testing.assert_array_equal(again.encoded.dense, catalogue.encoded.dense)
 
 
-def leaking_rows(tables: Tables, log: pl.DataFrame, from_ms: int) -> tuple[int, int]:
+def leaking_rows(
+    tables: Tables, log: pl.DataFrame, from_ms: int, delay_ms: int = 0
+) -> tuple[int, int]:
     """Permute the outcomes of all rows from an instant on; count rows whose features change.
 
     Returns:
-        How many rows up to and with that instant, and how many after it.
+        How many rows that come at most `delay_ms` after that instant, and how many that come later.
     """
     tasks = [task.name for task in tables.schema.tasks]
     later = (log[TIMESTAMP_MS] >= from_ms).to_numpy()
@@ -336,14 +352,16 @@ def leaking_rows(tables: Tables, log: pl.DataFrame, from_ms: int) -> tuple[int, 
     shuffled = log.with_columns(log[tasks][order])
     one, other = begin(tables).advance(log), begin(tables).advance(shuffled)
     changed_R = np.zeros(len(one.user_R), bool)
-    for (ads, gap), (other_ads, other_gap) in zip(one.histories, other.histories, strict=True):
-        changed_R |= (ads != other_ads).any(1) | (gap != other_gap).any(1)
+    for past, other_past in zip(one.histories, other.histories, strict=True):
+        for part, other_part in zip(past, other_past, strict=True):
+            changed_R |= (part != other_part).any(1)
     changed_R |= (one.request.categorical != other.request.categorical).any(1)
     changed_R |= (one.request.dense != other.request.dense).any(1)
     changed_N = np.repeat(changed_R, one.slate_R)
     changed_N |= (one.counters_NC != other.counters_NC).any(1)
     at_N = np.repeat(one.time_ms_R, one.slate_R)
-    return int(changed_N[at_N <= from_ms].sum()), int(changed_N[at_N > from_ms].sum())
+    soon_N = at_N <= from_ms + delay_ms
+    return int(changed_N[soon_N].sum()), int(changed_N[~soon_N].sum())
 
 
 class TestNoLabelLeaks:
@@ -377,6 +395,63 @@ class TestNoLabelLeaks:
             monkeypatch.setattr(module, "count_strictly_before", including_ties)
             assert leaking_rows(tables, log, from_ms)[0] > 0
             monkeypatch.undo()
+
+    def test_no_outcome_is_told_before_its_delay_is_over(
+        self, tiny_world: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tables = opened(tiny_world, all_known_after_a_day)
+        log = whole_log(tables)
+        from_ms = int(log[TIMESTAMP_MS][log.height // 2])
+        before, after = leaking_rows(tables, log, from_ms, DAY_MS)
+        assert before == 0
+        assert after > 0.2 * log.height
+        # The detector notices a history that shows what came of an item as soon as the item.
+        monkeypatch.setattr(histories, "known_bits", lambda bits, *_: bits)
+        assert leaking_rows(tables, log, from_ms, DAY_MS)[0] > 0
+
+
+def test_a_history_of_impressions_by_hand(tmp_path: Path) -> None:
+    # Clicks are known after 10 ms, sales after 100. Of what the user had clicked before, which is
+    # the start of both, the second tells nothing: it might have been shown for any reason.
+    pl.DataFrame({"user_id": ["1"], "past": [["z"]]}).write_parquet(tmp_path / "users.parquet")
+    log = pl.DataFrame(
+        {
+            "user_id": ["1", "1", "2", "1", "1", "1"],
+            "ad_id": ["x", "y", "x", "z", "x", "x"],
+            "timestamp_ms": [1_000, 1_000, 1_000, 1_010, 1_011, 1_101],
+            "click": [0, 1, 1, 1, 0, 0],
+            "sale": [0.0, 7.5, 2.0, 0.0, 0.0, 0.0],
+        }
+    )
+    log.write_parquet(tmp_path / "impressions.parquet")
+    schema = parse_schema(
+        "{name: t, user_id: user_id, users_table: true, tasks: [{name: click, delay_ms: 10},"
+        " {name: sale, kind: value, delay_ms: 100}], fields:"
+        " [{name: liked, kind: sequence, column: past, grows_with: click, length: 3},"
+        " {name: shown, kind: sequence, column: past, grows_with: impression, length: 4}]}"
+    )
+    tables = open_tables(schema, tmp_path)
+    features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=10**7)
+    state = State.begin(features, Catalogue.of(features, tables.ad_frame()), tables.user_frame())
+    liked, shown = state.advance(whole_log(tables)).histories
+    ads = np.array([" ", *state.catalogue.directory.ids])
+    words = [["".join(row) for row in ads[past.ads]] for past in (liked, shown)]
+    assert words[0] == ["  z", "  z", "   ", "  z", " zy", "zyz"]
+    assert liked.outcomes.tolist() == [
+        [0, 0, 1], [0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 1, 1], [1, 3, 1]
+    ]  # fmt: skip
+    # Rows of one instant do not see each other. At 1,010 y's click is not known yet, at 1,011 it
+    # is, and at 1,101 its sale: 0b11.
+    assert words[1] == ["   z", "   z", "    ", " zxy", "zxyz", "xyzx"]
+    assert shown.outcomes.tolist() == [
+        [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 3, 1, 0]
+    ]  # fmt: skip
+    # What was merely shown is not met.
+    visitor = state.visit("2", 2_000, {})
+    state.observe(visitor, state.catalogue.directory.row("y"), [0.0, 0.0])
+    later = state.visit("2", 3_000, {})
+    assert state.query(later).histories[1].row_BL.count_nonzero() == 2
+    assert sorted(ads[state.history_ads(later)]) == [" ", "x"]
 
 
 def test_gaps_by_hand() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from adrec.data.tables import Tables, tables_from
 from adrec.errors import DataError, RequestError
+from adrec.features.catalogue import Catalogue
 from adrec.features.fitting import FeatureConfig
-from adrec.features.state import Catalogue, State
+from adrec.features.state import State
 from adrec.features.transforms import Encoded, Features
 from adrec.schema import Schema, parse_schema
 

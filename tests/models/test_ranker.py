@@ -50,9 +50,11 @@ def ranker(layout: Layout) -> Ranker:
 def batch(tiny_dataset: Dataset) -> Batch:
     """Two late requests with their slates of 4; histories of different lengths."""
     requests = tiny_dataset.requests("test")
-    lengths = (tiny_dataset.histories[0][0][requests] != 0).sum(axis=1)
+    lengths = sum((past.ads[requests] != 0).sum(axis=1) for past in tiny_dataset.histories)
     assert lengths.min() < lengths.max()
-    return tiny_dataset.batch(requests[[lengths.argmin(), lengths.argmax()]])
+    batch = tiny_dataset.batch(requests[[lengths.argmin(), lengths.argmax()]])
+    assert (batch.query.histories[1].outcomes_BL & 1).any()
+    return batch
 
 
 @pytest.fixture
@@ -108,6 +110,9 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
     for i, history in enumerate(query.histories):
         ads = Fields(*(of_ads[history.place_BL] for of_ads in vars(query.history_ads).values()))
         items = model.ad_token(model.ad_fields(ads)) + model.gap(history.gap_BL)
+        for k in range(3):  # click, engagement, revenue
+            positive = (history.outcomes_BL // 2**k % 2)[..., None]
+            items = items + positive * model.outcomes.of_bits.weight[:, k]
         latest = list(zip(items[request], history.mask_BL[request], strict=True))
         for item, there in latest[-config.history_tokens :]:
             if there:  # what is masked is simply not in the sequence
@@ -120,6 +125,11 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
         shared += [math.log1p(count) for count in counts]
         for count, share in zip(counts, recent, strict=True):
             shared += [float(count) / max(1, int(there.sum())), float(share)]
+        if i == 1:  # the sequence of impressions tells clicks, too
+            matches &= (history.outcomes_BL[request] % 2 == 1)[:, None]
+            shared += [math.log1p(count) for count in matches.sum(0)]
+            recent = (matches * fade[:, None]).sum(0) / max(1e-6, float((there * fade).sum()))
+            shared += recent.tolist()
     ad = model.ad_fields(c.ads)[request, place]
     crosses = torch.cat([c.counters_BNC[request, place], torch.tensor(shared)])
     x_TD = torch.stack([*tokens, *past, model.ad_token(ad) + model.cross_token(crosses)])
@@ -207,16 +217,19 @@ def test_a_request_does_not_depend_on_its_batch(
 def test_what_stands_in_the_padding_of_a_history_does_not_matter(
     ranker: Ranker, batch: Batch
 ) -> None:
-    history = batch.query.histories[0]
-    assert not history.mask_BL.all()
-    changed = replace(
-        history,
-        place_BL=torch.where(history.mask_BL, history.place_BL, 3),
-        gap_BL=torch.where(history.mask_BL, history.gap_BL, 5.0),
+    assert not any(history.mask_BL.all() for history in batch.query.histories)
+    changed = tuple(
+        replace(
+            history,
+            place_BL=torch.where(history.mask_BL, history.place_BL, 3),
+            gap_BL=torch.where(history.mask_BL, history.gap_BL, 5.0),
+            outcomes_BL=torch.where(history.mask_BL, history.outcomes_BL, 7),
+        )
+        for history in batch.query.histories
     )
     with torch.inference_mode():
         before = ranker(batch)
-        after = ranker(replace(batch, query=replace(batch.query, histories=(changed,))))
+        after = ranker(replace(batch, query=replace(batch.query, histories=changed)))
     assert all(torch.equal(b, a) for b, a in zip(before, after, strict=True))
 
 
@@ -248,6 +261,40 @@ def test_history_matches_by_hand() -> None:
     shares = [2 / 3, (0.85**3 + 0.85**2) / total, 1 / 3, 0.85**3 / total]
     expected = [[math.log(3), math.log(2), *shares], [0.0] * 6]
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+
+
+def test_clicks_among_the_matches_by_hand() -> None:
+    # As above; the second and the third item were clicked, and so was the masked one.
+    history = History(
+        torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]),
+        torch.tensor([[True, True, True, False]]),
+        torch.tensor([[False, True, True, True]]),
+    )
+    ads = Fields(torch.tensor([[[5, 1], [7, 0], [6, 2]]]), torch.zeros(1, 3, 0))
+    found = history_matches(history, ads)
+    assert torch.equal(found[..., :6], history_matches(history._replace(clicked_BL=None), ads))
+    # (5, 1): one of the 5s was clicked, no 1. (6, 2): the only one was, and is the latest.
+    total = 0.85**3 + 0.85**2 + 0.85
+    expected = [
+        [math.log(2), 0.0, 0.85**2 / total, 0.0],
+        [0.0] * 4,
+        [math.log(2), math.log(2), 0.85 / total, 0.85 / total],
+    ]
+    np.testing.assert_allclose(found[0, :, 6:], expected, rtol=1e-6)
+
+
+def test_what_came_of_a_history_moves_the_scores(ranker: Ranker, batch: Batch) -> None:
+    def scores(history: int, bits: int) -> list[Tensor]:
+        histories = list(batch.query.histories)
+        outcomes = torch.full_like(histories[history].outcomes_BL, bits)
+        histories[history] = replace(histories[history], outcomes_BL=outcomes)
+        with torch.inference_mode():
+            return ranker(replace(batch, query=replace(batch.query, histories=tuple(histories))))
+
+    for history in (0, 1):
+        for bits in (1, 2, 4):
+            assert not torch.equal(scores(history, bits)[0], scores(history, 0)[0])
+        assert torch.equal(scores(history, 8)[0], scores(history, 0)[0])  # there is no task 3
 
 
 def test_nothing_matches_an_empty_history() -> None:
@@ -427,6 +474,7 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
         user_sizes=(),
         request_sizes=(),
         history_lengths=(),
+        impressions=(),
         counters=0,
         positions=0,
         task_kinds=("binary",),
@@ -463,11 +511,13 @@ def test_the_last_items_of_a_history() -> None:
         place_BL=torch.arange(4, 8)[None],
         row_BL=torch.arange(4)[None],
         gap_BL=torch.arange(4.0)[None],
+        outcomes_BL=torch.arange(4, dtype=torch.uint8)[None],
         mask_BL=torch.ones((1, 4), dtype=torch.bool),
     )
     last = history.last(2)
     assert last.row_BL.tolist() == [[2, 3]]
     assert last.gap_BL.tolist() == [[2.0, 3.0]]
+    assert last.outcomes_BL.tolist() == [[2, 3]]
     assert last.place_BL.tolist() == [[6, 7]]
 
 

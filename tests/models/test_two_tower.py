@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, Query, query_of
+from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, Past, Query, query_of
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.losses import binary_loss, log_expected_count
@@ -128,7 +128,7 @@ def test_the_loss_by_loops(
         users = model.users(batch.query).double()
         catalogue = model.ads(Fields.of(tiny_dataset.catalogue.encoded)).double()
         found = float(model.loss(batch, draws, shares))
-        past = model._past_positives(batch.query, draws.cut_B)
+        past = model._past_positives(batch.query, 0, draws.cut_B)
     real = batch.candidates.mask_BN.nonzero().tolist()
     scale, bias = model.scale.item(), model.bias.item()
     temperature = model.log_temperature.exp().item()
@@ -159,15 +159,21 @@ def test_the_loss_by_loops(
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def with_history(dataset: Dataset, rows_BL: np.ndarray, gap_BL: np.ndarray) -> Query:
-    """The first training request with another history."""
+def with_history(
+    dataset: Dataset, rows_BL: np.ndarray, gap_BL: np.ndarray, shown: bool = False
+) -> Query:
+    """The first training request with another history, every other item of it clicked.
+
+    `shown`: the other sequence, of all that was shown, is not empty, but the same.
+    """
     request = dataset.requests("train")[:1]
+    past = Past(rows_BL, gap_BL, (np.arange(rows_BL.shape[1], dtype=np.uint8) % 2)[None])
     known = np.where(dataset.user_R[request] < len(dataset.static), dataset.user_R[request], 0)
     return query_of(
         dataset.static.take(known),
         dataset.request.take(request),
         dataset.catalogue.encoded,
-        [(rows_BL, gap_BL)],
+        [past, past if shown else past._replace(ads=np.zeros_like(rows_BL))],
     )
 
 
@@ -179,7 +185,7 @@ def test_an_item_of_a_history_is_told_from_the_items_before_it_alone(
     hours = np.array([[0.0, 0.0, 9.0, 5.0, 1.0]], np.float32)
     known = np.where(rows != 0, np.log1p(hours), UNKNOWN_GAP).astype(np.float32)
     encoded = tiny_dataset.catalogue.encoded
-    query = with_history(tiny_dataset, rows, known)
+    query = with_history(tiny_dataset, rows, known, shown=True)
     # The first third of [0, 1) draws ad 3, the second ad 1, the last ad 2.
     for cut, ad, before, ago in (
         (0.0, 3, [0, 0, 0, 0, 0], [0.0] * 5),
@@ -194,7 +200,7 @@ def test_an_item_of_a_history_is_told_from_the_items_before_it_alone(
             request=Fields(torch.zeros_like(nothing.categorical), torch.zeros_like(nothing.dense)),
         )
         with torch.inference_mode():
-            found = model._past_positives(query, torch.tensor([cut]))
+            found = model._past_positives(query, 0, torch.tensor([cut]))
             expected = model.users(earlier)
             target = model.ads(Fields.of(encoded.take(np.array([ad]))))
         assert found.row_P.tolist() == [ad]
@@ -210,11 +216,33 @@ def test_users_without_a_history_give_no_past_positive(
     history = query.histories[0]
     mask = history.mask_BL.clone()
     mask[1] = False
-    query = replace(query, histories=(replace(history, mask_BL=mask),))
+    query = replace(query, histories=(replace(history, mask_BL=mask), *query.histories[1:]))
     with torch.inference_mode():
-        found = model._past_positives(query, torch.zeros(3))
+        found = model._past_positives(query, 0, torch.zeros(3))
     assert len(found.row_P) == 2
     assert (found.row_P > 0).all()
+
+
+def test_past_positives_come_from_what_was_met_not_from_what_was_shown(
+    layout: Layout, tiny_dataset: Dataset, batch: Batch, shares: Shares
+) -> None:
+    def loss(impressions: tuple[bool, bool], swapped: bool) -> float:
+        torch.manual_seed(0)
+        model = TwoTower(SMALL, replace(layout, impressions=impressions))
+        with torch.no_grad():  # so that it does not matter which sequence is which
+            model.pools[1].load_state_dict(model.pools[0].state_dict())
+            first = model.user_tower[0].weight
+            first[:, -16:] = first[:, -32:-16]
+        histories = batch.query.histories[::-1] if swapped else batch.query.histories
+        other = replace(batch, query=replace(batch.query, histories=histories))
+        with torch.inference_mode():
+            return float(model.loss(other, uniform(tiny_dataset), shares))
+
+    first_met, second_met = loss((False, True), False), loss((True, False), True)
+    assert first_met == pytest.approx(second_met, rel=1e-5)
+    # If nothing tells what was met, clicks alone are left: less loss.
+    none = loss((True, True), False)
+    assert none < first_met - 0.5
 
 
 def test_padded_ads_are_never_positives(
@@ -350,5 +378,5 @@ def test_the_loss_falls(
 
 def test_a_log_may_lack_histories_and_user_fields(layout: Layout) -> None:
     torch.manual_seed(0)
-    bare = replace(layout, user_sizes=(), request_sizes=(), history_lengths=())
+    bare = replace(layout, user_sizes=(), request_sizes=(), history_lengths=(), impressions=())
     assert TwoTower(SMALL, bare).user_tower[0].in_features == 0

@@ -18,6 +18,7 @@ import polars as pl
 from adrec.data.files import scan_table
 from adrec.data.tables import Tables, require_columns, tables_from
 from adrec.schema import (
+    IMPRESSION,
     AnyField,
     CategoricalField,
     ClockField,
@@ -81,6 +82,7 @@ def kuairand_schema() -> Schema:
         _history("watch_seq", grows_with="click", length=50),
         _history("like_seq", grows_with=None, length=20),
         _history("long_watch_seq", grows_with="long_view", length=50),
+        SequenceField(name="shown", kind="sequence", grows_with=IMPRESSION, length=30),
         *(CategoricalField(name=n, kind="categorical", role="ad") for n in _VIDEO_CATEGORIES),
         NumericField(name="video_duration", kind="numeric", role="ad"),
         NumericField(name="aspect_ratio", kind="numeric", role="ad"),

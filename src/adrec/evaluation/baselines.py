@@ -309,12 +309,17 @@ def _numbers(dataset: Dataset, rows_N: Ints) -> dict[str, npt.NDArray[Any]]:
     request_N = _request_of(dataset, rows_N)
     columns["hour UTC"] = dataset.time_ms_R[request_N] / _HOUR_MS % 24
     columns |= _session(dataset, request_N)
-    for field, (ads_RL, gap_RL) in zip(schema.sequences, dataset.histories, strict=True):
-        columns[f"{field.name} gap"] = gap_RL[request_N, -1]
-        columns |= {
-            f"{field.name} {name}": column_N
-            for name, column_N in _matches(dataset, ads_RL[request_N], dataset.ad_N[rows_N]).items()
-        }
+    for field, whole in zip(schema.sequences, dataset.histories, strict=True):
+        past = whole.take(request_N)
+        columns[f"{field.name} gap"] = past.gap[:, -1]
+        found = _matches(dataset, past.ads, dataset.ad_N[rows_N])
+        columns |= {f"{field.name} {name}": column_N for name, column_N in found.items()}
+        if field.of_impressions:
+            clicked_NL = np.where(past.outcomes & 1, past.ads, 0)
+            found = _matches(dataset, clicked_NL, dataset.ad_N[rows_N])
+            columns |= {
+                f"{field.name} clicked {name}": column_N for name, column_N in found.items()
+            }
     return columns
 
 

@@ -86,9 +86,9 @@ def queries(dataset: Dataset, most: int = 10_000) -> Queries:
     """What the test period asks of retrieval: one query a user with a click on something new.
 
     A query is the user's first request in the test period. `seen` is what the log tells of the
-    time before the test period: histories (all sequences) as of the query and as of the user's
-    first request in the log, and the first task's positives of the training and validation
-    periods. Without a user, each request with a click is a query that has seen nothing.
+    time before the test period: histories (not those of impressions) as of the query and as of the
+    user's first request in the log, and the first task's positives of the training and
+    validation periods. Without a user, each request with a click is a query that has seen nothing.
 
     Args:
         dataset: a prepared log.
@@ -132,8 +132,8 @@ class _ItemToItem(ABC):
     """Scores an ad by its weights from the ads in the history: history [Q, A] times weights [A, A].
 
     The weights come from who met what: histories as of the start of the test period and of the log
-    (all sequences), and the first task's positives of the training and validation periods. Without
-    a known ad in the history, and among ads of equal score, popularity decides.
+    (not those of impressions), and the first task's positives of the training and validation
+    periods. Without a known ad in the history, and among ads of equal score, popularity decides.
     """
 
     _max_ads: int | None = None
@@ -288,7 +288,7 @@ def user_item_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     Pairs are distinct; requests without a user are left out.
     """
     pairs = _past(dataset)
-    for history in dataset.state("test").histories:
+    for history in dataset.state("test").met:
         user_P, place_P = np.nonzero(history.ads_UL)
         pairs.append((user_P, history.ads_UL[user_P, place_P].astype(np.int64)))
     user, ad = _join(pairs)
@@ -317,11 +317,11 @@ def _positives(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
 
 
 def _histories(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
-    """Visitor and ad of each item in the histories as of some requests."""
+    """Visitor and ad of each item that was met positively, in histories as of some requests."""
     owner_B = _visitors(dataset)[requests_B]
     pairs = [(owner_B[:0], owner_B[:0])]
-    for ads_RL, _ in dataset.histories:
-        ads_BL = ads_RL[requests_B]
+    for past in dataset.met:
+        ads_BL = past.ads[requests_B]
         row, place = np.nonzero(ads_BL)
         pairs.append((owner_B[row], ads_BL[row, place].astype(np.int64)))
     return _join(pairs)

@@ -6,20 +6,41 @@ features, K tasks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adrec.features.histories import UNKNOWN_MS
+from adrec.features.bits import UNKNOWN_MS
+from adrec.features.histories import Items
 from adrec.features.transforms import Encoded
 
 TensorsT = TypeVar("TensorsT")
 
 _MS_PER_HOUR = 3_600_000.0
 UNKNOWN_GAP = -1.0
+
+
+class Past(NamedTuple):
+    """One sequence of R requests, oldest first and right-aligned: what is known of it by then."""
+
+    ads: NDArray[np.int32]
+    """Ad rows [R, L]; 0 where there is none."""
+    gap: NDArray[np.float32]
+    """log(1 + hours) since, or -1, [R, L]."""
+    outcomes: NDArray[np.uint8]
+    """Bit k: whether task k is known to have come out positive, [R, L]."""
+
+    @classmethod
+    def of(cls, items: Items, at_ms: NDArray[np.int64]) -> "Past":
+        """Histories as of requests [R]."""
+        return cls(items.ads, gaps(items.times_ms, at_ms), items.outcomes)
+
+    def take(self, requests_B: NDArray[np.int64]) -> "Past":
+        """The same of some requests."""
+        return Past(self.ads[requests_B], self.gap[requests_B], self.outcomes[requests_B])
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,14 @@ class HistoryItems:
     """One sequence of B requests, oldest first and ending at the last place.
 
     place_BL: which of the query's `history_ads` each item is. row_BL: its row in the catalogue.
-    gap_BL: log(1 + hours) since, or -1. mask_BL: which places hold an ad.
+    gap_BL: log(1 + hours) since, or -1. outcomes_BL: uint8, bit k where task k is known to have
+    come out positive. mask_BL: which places hold an ad.
     """
 
     place_BL: Tensor
     row_BL: Tensor
     gap_BL: Tensor
+    outcomes_BL: Tensor
     mask_BL: Tensor
 
     def last(self, count: int) -> "HistoryItems":
@@ -54,6 +77,7 @@ class HistoryItems:
             place_BL=self.place_BL[:, -count:],
             row_BL=self.row_BL[:, -count:],
             gap_BL=self.gap_BL[:, -count:],
+            outcomes_BL=self.outcomes_BL[:, -count:],
             mask_BL=self.mask_BL[:, -count:],
         )
 
@@ -127,24 +151,19 @@ def gaps(times_ms: NDArray[np.int64], at_ms: NDArray[np.int64]) -> NDArray[np.fl
     return np.where(known, np.log1p(np.maximum(hours, 0.0)), UNKNOWN_GAP).astype(np.float32)
 
 
-def query_of(
-    user: Encoded,
-    request: Encoded,
-    ads: Encoded,
-    sequences: Sequence[tuple[NDArray[np.int32], NDArray[np.float32]]],
-) -> Query:
+def query_of(user: Encoded, request: Encoded, ads: Encoded, sequences: Sequence[Past]) -> Query:
     """Join what is known of B requests.
 
     Args:
         user: fields of the users, [B].
         request: fields of the requests, [B].
         ads: the encoded catalogue.
-        sequences: for each history the ads' rows [B, L], 0 for none, and the gaps [B, L].
+        sequences: the histories.
     """
-    rows = np.concatenate([rows_BL.ravel() for rows_BL, _ in sequences] or [np.zeros(0, np.int32)])
+    rows = np.concatenate([np.zeros(0, np.int32), *(past.ads.ravel() for past in sequences)])
     distinct, place = np.unique(rows, return_inverse=True)
     histories, start = [], 0
-    for rows_BL, gap_BL in sequences:
+    for rows_BL, gap_BL, outcomes_BL in sequences:
         places = place[start : start + rows_BL.size].reshape(rows_BL.shape)
         start += rows_BL.size
         histories.append(
@@ -152,6 +171,7 @@ def query_of(
                 place_BL=torch.from_numpy(places),
                 row_BL=torch.from_numpy(rows_BL.astype(np.int64)),
                 gap_BL=torch.from_numpy(gap_BL),
+                outcomes_BL=torch.from_numpy(outcomes_BL),
                 mask_BL=torch.from_numpy(rows_BL != 0),
             )
         )
@@ -263,6 +283,7 @@ def stack_queries(queries: Sequence[Query]) -> Query:
                 ),
                 row_BL=torch.cat([items.row_BL for items in parts]),
                 gap_BL=torch.cat([items.gap_BL for items in parts]),
+                outcomes_BL=torch.cat([items.outcomes_BL for items in parts]),
                 mask_BL=torch.cat([items.mask_BL for items in parts]),
             )
             for parts in zip(*(query.histories for query in queries), strict=True)

@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from adrec.data.splits import Split, SplitConfig, split_times
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError, DataError
-from adrec.features.batches import Batch, Query, candidates_of, query_of
+from adrec.features.batches import Batch, Past, Query, candidates_of, query_of
+from adrec.features.catalogue import Catalogue, load_encoded
 from adrec.features.fitting import FeatureConfig
-from adrec.features.state import Catalogue, Rows, State, load_encoded
+from adrec.features.state import Rows, State
 from adrec.features.transforms import Encoded, Features
 from adrec.progress import Progress
 from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
@@ -133,8 +134,8 @@ class _Writer:
             "position": rows.position_N,
             "propensity": rows.propensity_N,
         }
-        for i, (ads, gap) in enumerate(rows.histories):
-            arrays |= {f"history_{i}": ads, f"gap_{i}": gap}
+        for i, (ads, gap, bits) in enumerate(rows.histories):
+            arrays |= {f"history_{i}": ads, f"gap_{i}": gap, f"outcome_{i}": bits}
         for name, array in arrays.items():
             self._append(name, array)
         self.unknown_ads += int((rows.ad_N == 0).sum())
@@ -171,7 +172,7 @@ class Dataset:
             self.user_R, self.time_ms_R = arrays["user"], arrays["time_ms"]
             self.request = Encoded(arrays["request_categorical"], arrays["request_dense"])
             self.histories = tuple(
-                (arrays[f"history_{i}"], arrays[f"gap_{i}"])
+                Past(arrays[f"history_{i}"], arrays[f"gap_{i}"], arrays[f"outcome_{i}"])
                 for i in range(len(self.features.schema.sequences))
             )
             self.slate_R, self.ad_N = arrays["slate"], arrays["ad"]
@@ -182,6 +183,12 @@ class Dataset:
     def __len__(self) -> int:
         """Number of requests."""
         return len(self.user_R)
+
+    @property
+    def met(self) -> list[Past]:
+        """The histories of ads that were met positively, not merely shown."""
+        pairs = zip(self.features.schema.sequences, self.histories, strict=True)
+        return [past for field, past in pairs if not field.of_impressions]
 
     @property
     def static(self) -> Encoded:
@@ -230,7 +237,7 @@ class Dataset:
             self.static.take(known),
             self.request.take(requests_B),
             self.catalogue.encoded,
-            [(ads[requests_B], gap[requests_B]) for ads, gap in self.histories],
+            [past.take(requests_B) for past in self.histories],
         )
 
     def batch(

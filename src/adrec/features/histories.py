@@ -1,17 +1,46 @@
-"""Histories: the last ads a user met before a request, in a batch or one event at a time."""
+"""Histories: the last ads a user met before a request, in a batch or one event at a time.
+
+Each item carries its outcomes as bits (`bits.py`). All of them are stored once the item is there; a
+request is shown those that are known by then.
+"""
 
 import heapq
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adrec.features.bits import UNKNOWN_MS, known_bits, known_first
 from adrec.features.past import count_strictly_before
 
-UNKNOWN_MS = -1
-"""Time of an item whose time the log does not tell."""
+_PENDING = ("known_at_ms", "user", "time_ms", "ad", "order", "outcomes")
+
+
+class Items(NamedTuple):
+    """Histories, oldest first and right-aligned: [L] of one user, or [R, L]."""
+
+    ads: NDArray[np.int32]
+    """Ad rows; 0 where there is none."""
+    times_ms: NDArray[np.int64]
+    outcomes: NDArray[np.uint8]
+    """Bit k: whether task k came out positive."""
+
+    @classmethod
+    def none(cls, *shape: int) -> "Items":
+        """Histories without an item."""
+        times_ms = np.full(shape, UNKNOWN_MS, np.int64)
+        return cls(np.zeros(shape, np.int32), times_ms, np.zeros(shape, np.uint8))
+
+    def at(self, users: NDArray[np.integer]) -> "Items":
+        """The histories of some users."""
+        return Items(self.ads[users], self.times_ms[users], self.outcomes[users])
+
+    def as_row(self) -> "Items":
+        """The history of one user, [L], as that of one of many, [1, L]."""
+        return Items(self.ads[None], self.times_ms[None], self.outcomes[None])
 
 
 @dataclass
@@ -23,125 +52,117 @@ class History:
 
     length: int
     delay_ms: int = 0
-    """How long after an impression its positive outcome is known."""
-    ads_UL: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    """How long after an impression it joins: when the outcome that it joins for is known."""
+    outcome_delays_ms: tuple[int, ...] = ()
+    """How long after an impression the outcome of each task is known, [K]."""
+    ads_UL: NDArray[np.int32] = field(init=False)
     """Ad rows; 0 where there is none."""
-    times_ms_UL: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    pending: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Heap of (known at, user, time, ad)."""
+    times_ms_UL: NDArray[np.int64] = field(init=False)
+    outcomes_UL: NDArray[np.uint8] = field(init=False)
+    """Outcome bits, whether they are known yet or not."""
+    pending: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    """Heap of (known at, user, time, ad, order among equals, outcomes)."""
 
     def __post_init__(self) -> None:
-        if not self.ads_UL.size:
-            self.ads_UL = np.zeros((1, self.length), np.int32)
-            self.times_ms_UL = np.full((1, self.length), UNKNOWN_MS, np.int64)
+        self.ads_UL, self.times_ms_UL, self.outcomes_UL = Items.none(1, self.length)
 
-    def start(self, user: int, ads: NDArray[np.int32], times_ms: NDArray[np.int64]) -> None:
-        """Set a user's history from before the log, oldest first."""
+    def start(
+        self, user: int, ads: NDArray[np.int32], times_ms: NDArray[np.int64], bits: int = 0
+    ) -> None:
+        """Set a user's history from before the log, oldest first; `bits` are each item's."""
         self._make_room(user)
         kept = min(self.length, len(ads))
         if kept:
             self.ads_UL[user, -kept:] = ads[-kept:]
             self.times_ms_UL[user, -kept:] = times_ms[-kept:]
+            self.outcomes_UL[user, -kept:] = bits
 
-    def read(self, user: int, at_ms: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Ads and times of one user as of a request, each [L]."""
-        while self.pending and self.pending[0][0] < at_ms:
-            _, who, time_ms, ad = heapq.heappop(self.pending)
-            self._append(who, ad, time_ms)
-        if user >= len(self.ads_UL):
-            user = 0
-        return self.ads_UL[user], self.times_ms_UL[user]
+    def read(self, user: int, at_ms: int) -> Items:
+        """The items of one user as of a request, [L]."""
+        self._settle(at_ms)
+        row = np.int64(user if user < len(self.ads_UL) else 0)
+        return self._known(self._stored(row), np.array(at_ms, np.int64))
 
-    def observe(self, user: int, ad: int, time_ms: int) -> None:
-        """Take in one positive impression; it is history once its delay is over."""
+    def observe(self, user: int, ad: int, time_ms: int, bits: int = 0) -> None:
+        """Take in one impression that joins; it is history once its delay is over."""
         if user:
-            heapq.heappush(self.pending, (time_ms + self.delay_ms, user, time_ms, ad))
-
-    def _append(self, user: int, ad: int, time_ms: int) -> None:
-        self._make_room(user)
-        self.ads_UL[user] = np.append(self.ads_UL[user, 1:], np.int32(ad))
-        self.times_ms_UL[user] = np.append(self.times_ms_UL[user, 1:], time_ms)
-
-    def _make_room(self, user: int) -> None:
-        missing = user + 1 - len(self.ads_UL)
-        if missing > 0:
-            missing = max(missing, len(self.ads_UL) // 2)
-            self.ads_UL = np.pad(self.ads_UL, ((0, missing), (0, 0)))
-            self.times_ms_UL = np.pad(
-                self.times_ms_UL, ((0, missing), (0, 0)), constant_values=UNKNOWN_MS
-            )
+            order = int(known_first(np.array(bits, np.uint8), self.outcome_delays_ms))
+            entry = (time_ms + self.delay_ms, user, time_ms, ad, order, bits)
+            heapq.heappush(self.pending, entry)
 
     def advance(
         self,
         users_N: NDArray[np.int64],
         ads_N: NDArray[np.int32],
         times_ms_N: NDArray[np.int64],
-        positive_N: NDArray[np.bool_],
+        joins_N: NDArray[np.bool_],
+        bits_N: NDArray[np.uint8],
         queries: NDArray[np.int64],
         happened_ms_N: NDArray[np.int64] | None = None,
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    ) -> Items:
         """Read before, then take in, many impressions in time order.
 
         Args:
             users_N: user of each impression.
             ads_N: ad of each impression.
             times_ms_N: when each row's request came: ascending, none before one of an earlier call.
-            positive_N: whether the ad joins the history.
+            joins_N: whether the ad joins the history.
+            bits_N: outcomes of each impression, whenever they are known.
             queries: [R] positions of the rows to answer for: one of each request.
             happened_ms_N: when each impression was shown, where a request lasts; not before it.
 
         Returns:
-            Ads and times strictly before each request, each [R, L].
+            Items strictly before each request, [R, L].
         """
         if not len(users_N):
-            return np.zeros((0, self.length), np.int32), np.zeros((0, self.length), np.int64)
+            return Items.none(0, self.length)
         if happened_ms_N is None:
             happened_ms_N = times_ms_N
         end = int(times_ms_N[-1])
-        self.read(0, int(times_ms_N[0]))  # settle what is known by now
-        late = np.array([e[1:] for e in self.pending], np.int64).reshape(-1, 3)
+        self._settle(int(times_ms_N[0]))
+        late = np.array([e[1:] for e in self.pending], np.int64).reshape(-1, 5)
         self.pending = []
-        keep_N = positive_N & (users_N != 0)
+        keep_N = joins_N & (users_N != 0)
         event_users = np.concatenate([late[:, 0], users_N[keep_N]])
         event_ms = np.concatenate([late[:, 1], happened_ms_N[keep_N]])
         event_ads = np.concatenate([late[:, 2].astype(np.int32), ads_N[keep_N]])
+        event_bits = np.concatenate([late[:, 4].astype(np.uint8), bits_N[keep_N]])
         distinct, group = np.unique(np.concatenate([users_N, event_users]), return_inverse=True)
         self._make_room(int(distinct[-1]))
         event_group = group[len(users_N) :].astype(np.int64)
         # As in the heap of `observe`, what is known at the same instant stands in order of ad.
-        order = np.lexsort((event_ads, event_ms, event_group))
+        equals = known_first(event_bits, self.outcome_delays_ms)
+        order = np.lexsort((equals, event_ads, event_ms, event_group))
         pool = _Pool(
             group=event_group[order],
             known_at_ms=(event_ms + self.delay_ms)[order],
-            time_ms=event_ms[order],
-            ad=event_ads[order],
+            items=Items(event_ads, event_ms, event_bits).at(order),
         )
         groups_R = group[queries].astype(np.int64)
-        starts = self.ads_UL[distinct], self.times_ms_UL[distinct]
-        answer = pool.last(groups_R, times_ms_N[queries], *starts)
+        starts = self._stored(distinct)
+        answer = pool.last(groups_R, times_ms_N[queries], starts)
         everyone = np.arange(len(distinct))
-        final = pool.last(everyone, np.full(len(distinct), end), *starts)
-        self.ads_UL[distinct], self.times_ms_UL[distinct] = final
-        self.ads_UL[0], self.times_ms_UL[0] = 0, UNKNOWN_MS
+        final = pool.last(everyone, np.full(len(distinct), end), starts)
+        self._store(distinct, final)
+        self._store(np.zeros(1, np.int64), Items.none(1, self.length))
         for i in np.flatnonzero(pool.known_at_ms >= end):
-            user = int(distinct[pool.group[i]])
-            entry = (int(pool.known_at_ms[i]), user, int(pool.time_ms[i]), int(pool.ad[i]))
-            heapq.heappush(self.pending, entry)
-        return answer
+            ad, time_ms, bits = (int(part[i]) for part in pool.items)
+            self.observe(int(distinct[pool.group[i]]), ad, time_ms, bits)
+        return self._known(answer, times_ms_N[queries][:, None])
 
     def save(self, path: Path) -> None:
         """Write the users that have a history, and what is pending, as two Parquet files."""
         users = np.flatnonzero((self.ads_UL != 0).any(axis=1))
         pl.DataFrame(
-            {"user": users, "ads": self.ads_UL[users], "times_ms": self.times_ms_UL[users]},
+            {"user": users, **self._stored(users)._asdict()},
             schema={
                 "user": pl.Int64,
                 "ads": pl.Array(pl.Int32, self.length),
                 "times_ms": pl.Array(pl.Int64, self.length),
+                "outcomes": pl.Array(pl.UInt8, self.length),
             },
         ).write_parquet(path)
-        names = ("known_at_ms", "user", "time_ms", "ad")
-        pending = pl.DataFrame(self.pending, schema=dict.fromkeys(names, pl.Int64), orient="row")
+        pending = pl.DataFrame(self.pending, schema=dict.fromkeys(_PENDING, pl.Int64), orient="row")
         pending.write_parquet(path.with_suffix(".pending.parquet"))
 
     def restore(self, path: Path) -> None:
@@ -150,10 +171,37 @@ class History:
         if frame.height:
             users = frame["user"].to_numpy()
             self._make_room(int(users.max()))
-            self.ads_UL[users] = frame["ads"].to_numpy()
-            self.times_ms_UL[users] = frame["times_ms"].to_numpy()
+            self._store(users, Items(*(frame[name].to_numpy() for name in Items._fields)))
         self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
         heapq.heapify(self.pending)
+
+    def _settle(self, at_ms: int) -> None:
+        """Move what is known strictly before `at_ms` from pending into the histories."""
+        while self.pending and self.pending[0][0] < at_ms:
+            _, user, time_ms, ad, _, bits = heapq.heappop(self.pending)
+            self._make_room(user)
+            self.ads_UL[user] = np.append(self.ads_UL[user, 1:], np.int32(ad))
+            self.times_ms_UL[user] = np.append(self.times_ms_UL[user, 1:], time_ms)
+            self.outcomes_UL[user] = np.append(self.outcomes_UL[user, 1:], np.uint8(bits))
+
+    def _stored(self, users: NDArray[np.int64] | np.int64) -> Items:
+        return Items(self.ads_UL[users], self.times_ms_UL[users], self.outcomes_UL[users])
+
+    def _store(self, users: NDArray[np.int64], items: Items) -> None:
+        self.ads_UL[users], self.times_ms_UL[users], self.outcomes_UL[users] = items
+
+    def _known(self, items: Items, at_ms: NDArray[np.int64]) -> Items:
+        """The same items with the outcomes that are known."""
+        known = known_bits(items.outcomes, items.times_ms, at_ms, self.outcome_delays_ms)
+        return items._replace(outcomes=known)
+
+    def _make_room(self, user: int) -> None:
+        missing = user + 1 - len(self.ads_UL)
+        if missing > 0:
+            room = Items.none(max(missing, len(self.ads_UL) // 2), self.length)
+            self.ads_UL = np.concatenate([self.ads_UL, room.ads])
+            self.times_ms_UL = np.concatenate([self.times_ms_UL, room.times_ms])
+            self.outcomes_UL = np.concatenate([self.outcomes_UL, room.outcomes])
 
 
 @dataclass(frozen=True)
@@ -162,18 +210,13 @@ class _Pool:
 
     group: NDArray[np.int64]
     known_at_ms: NDArray[np.int64]
-    time_ms: NDArray[np.int64]
-    ad: NDArray[np.int32]
+    items: Items
 
     def last(
-        self,
-        groups_Q: NDArray[np.int64],
-        times_ms_Q: NDArray[np.int64],
-        start_ads_UL: NDArray[np.int32],
-        start_ms_UL: NDArray[np.int64],
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        self, groups_Q: NDArray[np.int64], times_ms_Q: NDArray[np.int64], starts: Items
+    ) -> Items:
         """The last L of (start of the user, then events known strictly before the query)."""
-        length = start_ads_UL.shape[1]
+        length = starts.ads.shape[1]
         before_Q = count_strictly_before(self.group, self.known_at_ms, groups_Q, times_ms_Q)
         first_Q = np.searchsorted(self.group, groups_Q, side="left")
         new_Q = (before_Q - first_Q)[:, None]
@@ -182,9 +225,12 @@ class _Pool:
         in_start = place < length
         from_start = np.minimum(place, length - 1)
         rows = groups_Q[:, None]
-        ads, times_ms = start_ads_UL[rows, from_start], start_ms_UL[rows, from_start]
-        if len(self.ad):
-            event = np.where(in_start, 0, first_Q[:, None] + place - length)
-            ads = np.where(in_start, ads, self.ad[event])
-            times_ms = np.where(in_start, times_ms, self.time_ms[event])
-        return ads, times_ms
+        old = Items(*(part[rows, from_start] for part in starts))
+        if not len(self.group):
+            return old
+        new = self.items.at(np.where(in_start, 0, first_Q[:, None] + place - length))
+        return Items(
+            ads=np.where(in_start, old.ads, new.ads),
+            times_ms=np.where(in_start, old.times_ms, new.times_ms),
+            outcomes=np.where(in_start, old.outcomes, new.outcomes),
+        )

@@ -13,72 +13,31 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from adrec.data.parsing import as_text
 from adrec.data.tables import times_column
 from adrec.errors import RequestError
-from adrec.features.batches import Query, gaps, query_of
+from adrec.features.batches import Past, Query, query_of
+from adrec.features.bits import UNKNOWN_MS, outcome_bits
+from adrec.features.catalogue import Catalogue, load_encoded, save_encoded
 from adrec.features.counters import Counter, counter_features, outcomes
 from adrec.features.directory import Directory
-from adrec.features.histories import UNKNOWN_MS, History
+from adrec.features.histories import History
 from adrec.features.transforms import Encoded, Features
 from adrec.schema import (
     AD_ID,
-    BID_MICROS,
     POSITION,
     PROPENSITY,
     REQUEST_ID,
     TIMESTAMP_MS,
     USER_ID,
     Schema,
+    SequenceField,
 )
 
 _MS_PER_HOUR = 3_600_000.0
 _ROW = "adrec:row"  # no field's name
 _KEY_BITS = 31  # of the second column of a counter's key
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The ads of a model version: ids, encoded fields and bids by row. Row 0 is an unknown ad."""
-
-    directory: Directory
-    encoded: Encoded
-    bid_micros_A: NDArray[np.int64]
-    """Bid per click in micros of the schema's currency; 0 where ads carry none."""
-
-    @classmethod
-    def of(cls, features: Features, frame: pl.DataFrame) -> Self:
-        """Encode the ads table."""
-        unknown = features.ad.encode({})
-        bids = (
-            frame[BID_MICROS].fill_null(0).to_numpy()
-            if BID_MICROS in frame.columns
-            else np.zeros(frame.height, np.int64)
-        )
-        return cls(
-            directory=Directory(frame[AD_ID].to_list()),
-            encoded=unknown.append(features.ad.encode_frame(frame)),
-            bid_micros_A=np.concatenate([np.zeros(1, np.int64), bids]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.bid_micros_A)
-
-    def save(self, directory: Path) -> None:
-        """Write `ads.parquet` (ids and bids) and `ads.safetensors` (encoded fields)."""
-        frame = {AD_ID: self.directory.ids, BID_MICROS: self.bid_micros_A[1:]}
-        pl.DataFrame(frame).write_parquet(directory / "ads.parquet")
-        save_encoded(self.encoded, directory / "ads.safetensors")
-
-    @classmethod
-    def load(cls, directory: Path) -> Self:
-        """Read what `save` wrote."""
-        frame = pl.read_parquet(directory / "ads.parquet")
-        bids = np.concatenate([np.zeros(1, np.int64), frame[BID_MICROS].to_numpy()])
-        encoded = load_encoded(directory / "ads.safetensors")
-        return cls(Directory(frame[AD_ID].to_list()), encoded, bids)
 
 
 @dataclass(frozen=True)
@@ -89,8 +48,8 @@ class Rows:
     """User of each request; 0 where the log has none."""
     time_ms_R: NDArray[np.int64]
     request: Encoded
-    histories: tuple[tuple[NDArray[np.int32], NDArray[np.float32]], ...]
-    """For each sequence: ad rows [R, L] and gaps [R, L]."""
+    histories: tuple[Past, ...]
+    """Each sequence."""
     slate_R: NDArray[np.int64]
     """Number of impressions of each request."""
     ad_N: NDArray[np.int32]
@@ -126,7 +85,11 @@ class State:
         self.static = features.user.encode({})
         delays = {task.name: task.delay_ms for task in schema.tasks}
         self.histories = [
-            History(field.length, delay_ms=delays.get(field.grows_with or "", 0))
+            History(
+                field.length,
+                delay_ms=delays.get(field.grows_with or "", 0),
+                outcome_delays_ms=tuple(delays.values()),
+            )
             for field in schema.sequences
         ]
         self.counters_of = [
@@ -165,7 +128,10 @@ class State:
         state.static = state.static.append(features.user.encode_frame(user_frame))
         for field, history in zip(state.schema.sequences, state.histories, strict=True):
             if field.column is not None:
-                _start_history(history, field.name, user_frame, catalogue.directory, before_ms)
+                met_by = [float(task.name == field.grows_with) for task in state.schema.tasks]
+                bits = int(outcome_bits(np.array([met_by]))[0])
+                users = user_frame, catalogue.directory
+                _start_history(history, field.name, *users, bits, before_ms)
         return state
 
     def advance(self, frame: pl.DataFrame) -> Rows:
@@ -192,14 +158,12 @@ class State:
             self._seen(counter.advance(key, times, summed, happened))
             for counter, key in zip(self.counters_of, keys, strict=True)
         ]
+        bits = outcome_bits(labels)
         histories = []
         for field, history in zip(schema.sequences, self.histories, strict=True):
-            positive = np.zeros(rows, bool)
-            if field.grows_with is not None:
-                positive = (frame[field.grows_with] > 0).to_numpy()
-            positive &= ads != 0
-            items, items_ms = history.advance(users, ads, times, positive, first, happened)
-            histories.append((items, gaps(items_ms, times[first])))
+            joins = self._joins(field, labels) & (ads != 0)
+            items = history.advance(users, ads, times, joins, bits, first, happened)
+            histories.append(Past.of(items, times[first]))
         position = frame[POSITION].to_numpy() if schema.position else np.zeros(rows, np.int32)
         propensity = frame[PROPENSITY].to_numpy() if schema.propensity else np.ones(rows)
         return Rows(
@@ -247,10 +211,8 @@ class State:
     def query(self, visitor: Visitor) -> Query:
         """What a model is told of one request: B is 1."""
         at_ms = np.array([visitor.at_ms])
-        sequences = []
-        for history in self.histories:
-            ads, times_ms = history.read(visitor.user, visitor.at_ms)
-            sequences.append((ads[None, :], gaps(times_ms[None, :], at_ms)))
+        items = [history.read(visitor.user, visitor.at_ms) for history in self.histories]
+        sequences = [Past.of(one.as_row(), at_ms) for one in items]
         return query_of(visitor.static, visitor.request, self.catalogue.encoded, sequences)
 
     def counters(self, visitor: Visitor, ads_N: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -272,22 +234,27 @@ class State:
         user = self.users.add(visitor.user_id) if visitor.user_id else visitor.user
         ads = np.array([ad])
         users = np.array([user])
-        summed = outcomes(np.array([labels_K], np.float32), self.schema.tasks)[0]
+        labels = np.array([labels_K], np.float32)
+        summed = outcomes(labels, self.schema.tasks)[0]
         keys = self._keys(users, visitor.static, visitor.request, ads)
         for spec, counter, key in zip(self.schema.counters, self.counters_of, keys, strict=True):
             if user or USER_ID not in spec.columns:  # nobody has no past
                 counter.observe(int(key[0]), visitor.at_ms, summed)
-        names = [task.name for task in self.schema.tasks]
+        bits = int(outcome_bits(labels)[0])
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
-            if ad and field.grows_with and labels_K[names.index(field.grows_with)] > 0:
-                history.observe(user, ad, visitor.at_ms)
+            if ad and self._joins(field, labels)[0]:
+                history.observe(user, ad, visitor.at_ms, bits)
+
+    @property
+    def met(self) -> list[History]:
+        """The histories of ads that were met positively, not merely shown."""
+        pairs = zip(self.schema.sequences, self.histories, strict=True)
+        return [history for field, history in pairs if not field.of_impressions]
 
     def history_ads(self, visitor: Visitor) -> NDArray[np.int32]:
-        """Ads in any history of the one who asks."""
-        if not self.histories:
-            return np.zeros(0, np.int32)
-        ads = [history.read(visitor.user, visitor.at_ms)[0] for history in self.histories]
-        return np.unique(np.concatenate(ads))
+        """Ads that the one who asks met positively: those in `met`."""
+        ads = [history.read(visitor.user, visitor.at_ms).ads for history in self.met]
+        return np.unique(np.concatenate([np.zeros(0, np.int32), *ads]))
 
     def save(self, directory: Path) -> None:
         """Write everything but the features and the catalogue."""
@@ -312,6 +279,14 @@ class State:
         for i, counter in enumerate(state.counters_of):
             counter.restore(directory / f"counter_{i}.parquet")
         return state
+
+    def _joins(self, field: SequenceField, labels_NK: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which impressions join a sequence, [N]."""
+        if field.of_impressions or field.grows_with is None:
+            return np.full(len(labels_NK), field.of_impressions)
+        names = [task.name for task in self.schema.tasks]
+        positive: NDArray[np.bool_] = labels_NK[:, names.index(field.grows_with)] > 0
+        return positive
 
     def _known(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each user in the table of users; 0 for one that only the log knows."""
@@ -360,21 +335,16 @@ class State:
         return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0), np.float32)
 
 
-def save_encoded(encoded: Encoded, path: Path) -> None:
-    """Write encoded fields as safetensors."""
-    save_file({"categorical": encoded.categorical, "dense": encoded.dense}, path)
-
-
-def load_encoded(path: Path) -> Encoded:
-    """Read what `save_encoded` wrote."""
-    arrays = load_file(path)
-    return Encoded(arrays["categorical"], arrays["dense"])
-
-
 def _start_history(
-    history: History, name: str, users: pl.DataFrame, ads: Directory, before_ms: int | None
+    history: History,
+    name: str,
+    users: pl.DataFrame,
+    ads: Directory,
+    bits: int,
+    before_ms: int | None,
 ) -> None:
-    """Histories from the table of users: list columns of ads and, where known, of times."""
+    """Histories from the table of users: list columns of ads and, where known, of times; `bits`
+    are the outcomes of each."""
     filled = users.with_row_index(_ROW, offset=1).filter(pl.col(name).list.len() > 0)
     rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
     times = np.full(len(rows), UNKNOWN_MS, np.int64)
@@ -386,7 +356,7 @@ def _start_history(
         known = items != 0
         if before_ms is not None:
             known &= items_ms < before_ms
-        history.start(user, items[known], items_ms[known])
+        history.start(user, items[known], items_ms[known], bits)
 
 
 def _require_known(values: Mapping[str, Any], encoders: Sequence[Any], what: str) -> None:

@@ -139,6 +139,8 @@ class Layout:
     ad_sizes: tuple[int, ...]
     ad_dense: int
     history_lengths: tuple[int, ...]
+    impressions: tuple[bool, ...]
+    """Which sequences hold all that was shown, not only what was met positively."""
     counters: int
     user_counters: tuple[bool, ...]
     """Which counter features are of the user, alone or with something else."""
@@ -206,6 +208,7 @@ class Features:
             ad_sizes=self.ad.categorical_sizes,
             ad_dense=self.ad.dense_width,
             history_lengths=tuple(field.length for field in self.schema.sequences),
+            impressions=tuple(field.of_impressions for field in self.schema.sequences),
             counters=sum(
                 len(spec.half_lives_hours) * (1 + len(tasks)) for spec in self.schema.counters
             ),

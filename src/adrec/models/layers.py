@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adrec.features.batches import UNKNOWN_GAP, Fields
+from adrec.features.bits import MOST_TASKS
 
 _GAP_BUCKETS = 24
 _GAP_STEP = 0.35  # of log(1 + hours): 24 buckets reach 3,100 hours
@@ -52,6 +53,23 @@ class GapEmbedding(nn.Module):
         """[B, L] gaps to [B, L, D]."""
         bucket = (gap_BL / _GAP_STEP).long().clamp(0, _GAP_BUCKETS - 1) + 1
         vectors: Tensor = self.table(torch.where(gap_BL == UNKNOWN_GAP, 0, bucket))
+        return vectors
+
+
+class OutcomeEmbedding(nn.Module):
+    """What came of a history item, as a vector: the sum of one for each task known as positive."""
+
+    def __init__(self, tasks: int, dim: int) -> None:
+        super().__init__()
+        self.of_bits = nn.Linear(min(tasks, MOST_TASKS), dim, bias=False)
+        nn.init.normal_(self.of_bits.weight, std=0.02)
+
+    def forward(self, outcomes_BL: Tensor) -> Tensor:
+        """[B, L] uint8 to [B, L, D]."""
+        bits_BLK = torch.stack(
+            [outcomes_BL >> k & 1 for k in range(self.of_bits.in_features)], dim=-1
+        )
+        vectors: Tensor = self.of_bits(bits_BLK.to(self.of_bits.weight.dtype))
         return vectors
 
 

@@ -7,7 +7,8 @@
     (prefix summary + ad + crosses) ─► DCN V2 cross layers ─────────────► x ─┴─► heads
 
 Crosses are what is known of this user and this ad together: the counters, and for each categorical
-field of the ad how many ads of each history share its value (hard search: SIM, Pi et al. 2020).
+field of the ad how many ads of each history share its value (hard search: SIM, Pi et al. 2020), and
+of a history of impressions, how many of those were clicked.
 
 The user's and request's fields are embedded, joined and projected to P tokens (the auto-split
 tokens of OneTrans, 2510.26104), so the prefix does not grow with the number of fields. A candidate
@@ -32,6 +33,7 @@ from adrec.models.layers import (
     CrossLayer,
     FieldEncoder,
     GapEmbedding,
+    OutcomeEmbedding,
     SharedPrefixBlock,
     linear,
 )
@@ -77,10 +79,12 @@ class RankerConfig(Strict):
 
 class History(NamedTuple):
     """One sequence of B requests, as candidates are compared with it: codes of the items' ads
-    [B, L, F], and which places hold an ad."""
+    [B, L, F], which places hold an ad, and, in a sequence of impressions, which are known to have
+    been positive for the first task."""
 
     codes_BLF: Tensor
     mask_BL: Tensor
+    clicked_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,11 @@ class Ranker(nn.Module):
         known = self.user_fields.width + self.request_fields.width
         self.field_tokens = linear(known, config.field_tokens * width)
         self.ad_token = nn.Linear(self.ad_fields.width, width)
-        crosses = layout.counters + 3 * len(layout.history_lengths) * len(layout.ad_sizes)
+        matches = sum(5 if impressions else 3 for impressions in layout.impressions)
+        crosses = layout.counters + matches * len(layout.ad_sizes)
         self.cross_token = nn.Sequential(linear(crosses, width), nn.GELU(), nn.Linear(width, width))
         self.gap = GapEmbedding(width)
+        self.outcomes = OutcomeEmbedding(len(layout.task_kinds), width)
         self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
         nn.init.normal_(self.sequence.weight, std=0.02)
         self.blocks: Iterable[SharedPrefixBlock] = nn.ModuleList(  # type: ignore[assignment]
@@ -150,7 +156,8 @@ class Ranker(nn.Module):
         for i, whole in enumerate(query.histories):
             history = whole.last(self.config.history_tokens)
             items = functional.embedding(history.place_BL, ads_DW)
-            tokens.append(items + self.gap(history.gap_BL) + self.sequence.weight[i])
+            items = items + self.gap(history.gap_BL) + self.outcomes(history.outcomes_BL)
+            tokens.append(items + self.sequence.weight[i])
             masks.append(history.mask_BL)
         x_BTD, mask_BT = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
         past = mask_BT[:, self.config.field_tokens :, None]
@@ -167,7 +174,12 @@ class Ranker(nn.Module):
         values.append(v)
         codes_DF = query.history_ads.categorical
         histories = tuple(
-            History(codes_DF[items.place_BL], items.mask_BL) for items in query.histories
+            History(
+                codes_DF[items.place_BL],
+                items.mask_BL,
+                (items.outcomes_BL & 1).bool() if impressions else None,
+            )
+            for items, impressions in zip(query.histories, self.layout.impressions, strict=True)
         )
         return Prefix(histories, tuple(keys), tuple(values), mask_BT, summary_BD)
 
@@ -243,15 +255,23 @@ def history_matches(history: History, ads: Fields) -> Tensor:
 
     Returns:
         [B, N, 3F]: log(1 + count), the share of the items, and the same share with each item
-        weighing 0.85 of the one after it, so that the latest count most.
+        weighing 0.85 of the one after it, so that the latest count most. For a history that tells
+        clicks, [B, N, 5F]: also log(1 + count) of the clicked items, and their share of the items,
+        weighed in this way.
     """
     same = history.codes_BLF[:, None] == ads.categorical[:, :, None]
     same &= history.mask_BL[:, None, :, None] & (ads.categorical != 0)[:, :, None]
     length = history.mask_BL.shape[1]
     since_L = torch.arange(length - 1, -1, -1, device=history.mask_BL.device)
     weight_BL = history.mask_BL * _FADE**since_L
-    weighed_BL = torch.stack([history.mask_BL.float(), weight_BL], dim=-1)
-    total_B2 = weighed_BL.sum(1).clamp(min=1e-6)
-    matched_BNF2 = torch.einsum("bnlf,blw->bnfw", same.float(), weighed_BL)
-    shares = matched_BNF2 / total_B2[:, None, None, :]
-    return torch.cat([matched_BNF2[..., 0].log1p(), shares.flatten(2)], dim=-1)
+    weighed_BLW = torch.stack([history.mask_BL.float(), weight_BL], dim=-1)
+    total_B12 = weighed_BLW.sum(1, keepdim=True).clamp(min=1e-6)
+    if history.clicked_BL is not None:
+        clicked_BLW = weighed_BLW * history.clicked_BL[..., None]
+        weighed_BLW = torch.cat([weighed_BLW, clicked_BLW], dim=-1)
+    matched_BNFW = torch.einsum("bnlf,blw->bnfw", same.float(), weighed_BLW)
+    shares = matched_BNFW[..., :2] / total_B12[:, None]
+    found = [matched_BNFW[..., 0].log1p(), shares.flatten(2)]
+    if history.clicked_BL is not None:
+        found += [matched_BNFW[..., 2].log1p(), matched_BNFW[..., 3] / total_B12[..., 1:]]
+    return torch.cat(found, dim=-1)

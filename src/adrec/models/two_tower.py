@@ -7,7 +7,8 @@
 
 Trained with 0.5 pointwise log loss on impressions and 0.5 sampled softmax on positives against the
 batch's positives and uniform ads, each logit less the log of its expected count (Yi et al. 2019).
-Positives are the clicks of the batch and, far more of them, items of the histories.
+Positives are the clicks of the batch and, far more of them, items of the histories: of the first
+sequence that does not hold all that was shown.
 """
 
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, HistoryItems, Query
 from adrec.features.transforms import Layout
-from adrec.models.layers import AttentionPool, FieldEncoder, GapEmbedding, mlp
+from adrec.models.layers import AttentionPool, FieldEncoder, GapEmbedding, OutcomeEmbedding, mlp
 from adrec.models.losses import binary_loss, log_expected_count, sampled_softmax_loss
 from adrec.schema import Strict
 
@@ -89,6 +90,10 @@ class TwoTower(nn.Module):
         self.ad_fields = FieldEncoder(layout.ad_sizes, layout.ad_dense, dim)
         self.item = nn.Linear(self.ad_fields.width, config.history_dim)
         self.gap = GapEmbedding(config.history_dim)
+        self.outcomes = OutcomeEmbedding(len(layout.task_kinds), config.history_dim)
+        # Of all that was shown, most was not liked: no positives.
+        met = [i for i, impressions in enumerate(layout.impressions) if not impressions]
+        self._met = met[0] if met else None
         self.pools = nn.ModuleList(
             AttentionPool(config.history_dim, config.history_heads) for _ in layout.history_lengths
         )
@@ -118,7 +123,8 @@ class TwoTower(nn.Module):
         items_DH = functional.gelu(self.item(self.ad_fields(query.history_ads)))
         for pool, history in zip(self.pools, query.histories, strict=True):
             items = functional.embedding(history.place_BL, items_DH)
-            parts.append(pool(items + self.gap(history.gap_BL), history.mask_BL))
+            items = items + self.gap(history.gap_BL) + self.outcomes(history.outcomes_BL)
+            parts.append(pool(items, history.mask_BL))
         return functional.normalize(self.user_tower(torch.cat(parts, dim=-1)).float(), dim=-1)
 
     def ads(self, fields: Fields) -> Tensor:
@@ -152,21 +158,21 @@ class TwoTower(nn.Module):
                 own_PM=torch.where(positive_BN, batch.ad_row_BN, 0)[request_P],
             )
             softmax = softmax + self._softmax(clicked, uniform, draws.row_U, shares.clicks_A)
-        if self.config.history_weight and batch.query.histories:
-            past = self._past_positives(batch.query, draws.cut_B)
+        if self.config.history_weight and self._met is not None:
+            past = self._past_positives(batch.query, self._met, draws.cut_B)
             if len(past.row_P):
                 loss = self._softmax(past, uniform, draws.row_U, shares.histories_A)
                 softmax = softmax + self.config.history_weight * loss
         weight = self.config.pointwise_weight
         return weight * pointwise + (1 - weight) * softmax
 
-    def _past_positives(self, query: Query, cut_B: Tensor) -> Positives:
-        """One item of each request's first history, to be told from the items before it.
+    def _past_positives(self, query: Query, sequence: int, cut_B: Tensor) -> Positives:
+        """One item of each request's history of some sequence, to be told from the items before it.
 
         What came with the request, and the other histories, belong to a later time: they are left
         out, and gaps are counted from the item.
         """
-        history = query.histories[0]
+        history = query.histories[sequence]
         count_B = history.mask_BL.sum(1)
         some = count_B.nonzero().squeeze(1)
         history = _rows_of(history, some)
@@ -178,15 +184,14 @@ class TwoTower(nn.Module):
         unknown = history.gap_BL == UNKNOWN_GAP
         unknown |= unknown[each, place][:, None]
         gap = torch.where(unknown, UNKNOWN_GAP, hours.clamp(min=0.0).log1p())
-        others = [_rows_of(other, some) for other in query.histories[1:]]
+        histories = [_rows_of(other, some) for other in query.histories]
+        histories = [replace(h, mask_BL=torch.zeros_like(h.mask_BL)) for h in histories]
+        histories[sequence] = replace(history, mask_BL=before, gap_BL=gap)
         earlier = Query(
             user=_fields_of(query.user, some),
             request=_missing(_fields_of(query.request, some)),
             history_ads=query.history_ads,
-            histories=(
-                replace(history, mask_BL=before, gap_BL=gap),
-                *(replace(other, mask_BL=torch.zeros_like(other.mask_BL)) for other in others),
-            ),
+            histories=tuple(histories),
         )
         target = _fields_of(query.history_ads, history.place_BL[each, place])
         return Positives(
@@ -229,6 +234,7 @@ def _rows_of(history: HistoryItems, rows: Tensor) -> HistoryItems:
         place_BL=history.place_BL[rows],
         row_BL=history.row_BL[rows],
         gap_BL=history.gap_BL[rows],
+        outcomes_BL=history.outcomes_BL[rows],
         mask_BL=history.mask_BL[rows],
     )
 

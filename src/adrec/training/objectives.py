@@ -122,15 +122,15 @@ class TwoTowerObjective:
 
 def positive_shares(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Share of the training period's first-task positives, and of the items of its requests' first
-    histories, that each ad row has, each [A]."""
+    histories of what was met, that each ad row has, each [A]."""
     train, size = dataset.requests("train"), len(dataset.catalogue)
     rows = dataset.rows_of(train)
     clicks = np.bincount(dataset.ad_N[rows], weights=dataset.labels_NK[rows, 0] > 0, minlength=size)
     items = np.zeros(size)
-    if dataset.histories:
+    if dataset.met:
         for part in np.array_split(train, max(1, len(train) // _CHUNK_ADS)):
             # A request draws one of its items: each counts for one over their number.
-            ads = dataset.histories[0][0][part]
+            ads = dataset.met[0].ads[part]
             each = 1.0 / np.maximum((ads != 0).sum(1, keepdims=True), 1)
             items += np.bincount(ads.ravel(), (each * (ads != 0)).ravel(), minlength=size)
     return _share(clicks), _share(items)
