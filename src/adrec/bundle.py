@@ -49,7 +49,8 @@ class ServingConfig(Strict):
     """`ecpm` (bid times click rate), a task's name, or auto: ecpm where ads carry bids, else the
     first task."""
     skip_seen: bool = False
-    """Whether ads in a user's histories are left out: for news and video, not for ads."""
+    """Whether ads in a user's histories are left out (of impressions: never): for news and video,
+    not for ads."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of the ranker."""
 

@@ -9,6 +9,7 @@ anonymised one-hot fields are categories. Hour and weekday are those of UTC+8, w
 Histories are up to 50 positive videos a user, oldest first, without the time of each. They should
 end before the log starts, but for a few users (3 of the 24,151 with impressions) the last item is
 their first logged impression: those users start with an empty history, or the label would leak.
+A fourth history, `shown`, starts empty and grows with every impression of the log.
 """
 
 from pathlib import Path
