@@ -121,6 +121,18 @@ class TestResume:
         pipeline.prepare_log(config, tmp_path / "run", progress=quiet)
         assert made.stat().st_mtime_ns > before
 
+    def test_so_is_one_that_an_older_adrec_prepared(
+        self, tmp_path: Path, small_config: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config, quiet = small_config(), pipeline.Progress()
+        made = tmp_path / "run" / "dataset" / "run.json"
+        monkeypatch.setattr(pipeline, "FORMAT", 1)
+        pipeline.prepare_log(config, tmp_path / "run", progress=quiet)
+        before = made.stat().st_mtime_ns
+        monkeypatch.undo()
+        pipeline.prepare_log(config, tmp_path / "run", progress=quiet)
+        assert made.stat().st_mtime_ns > before
+
     def test_so_is_one_whose_schema_has_changed(self, tmp_path: Path, small_config: Make) -> None:
         """Also where the schema lies elsewhere than the log."""
         schema = tmp_path / "mine.yaml"

@@ -38,6 +38,7 @@ from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
 FORMAT = 2
+"""Of model versions and prepared logs: those of another one are made again."""
 
 
 class ServingConfig(Strict):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adrec.bundle import Manifest, find_version, publish, run_of
+from adrec.bundle import FORMAT, Manifest, find_version, publish, run_of
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
 from adrec.data.checks import require_valid
@@ -120,7 +120,7 @@ def prepare_log(
     directory = out / "dataset"
     data = config.data
     files = _files(data.path), _files(data.schema_file)
-    key = _key(data, config.split, config.features, *files)
+    key = _key(FORMAT, data, config.split, config.features, *files)
     if resume and _is_done(directory, key):
         progress.say(f"{directory}: prepared already")
         return Dataset(directory)
