@@ -37,7 +37,7 @@ from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
 from adrec.models.ranker import Ranker
-from adrec.models.two_tower import TwoTower
+from adrec.models.two_tower import TwoTower, embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
@@ -49,7 +49,6 @@ from adrec.training.objectives import (
     Objective,
     RankerObjective,
     TwoTowerObjective,
-    embed_ads,
     score_impressions,
     thin,
 )
@@ -185,7 +184,9 @@ def publish_run(
     """Calibrate on the validation period, index the ads, and publish a version."""
     calibration = calibrate(config, dataset, trained.ranker)
     progress.say(f"indexing {len(dataset.catalogue) - 1:,} ads")
-    vectors = embed_ads(trained.two_tower, dataset.catalogue.encoded, torch.device("cpu"))
+    log_end_ms = int(dataset.time_ms_R[-1])
+    standing_AS = dataset.state("end").standing(log_end_ms + 1)
+    vectors = embed_ads(trained.two_tower, dataset.catalogue.encoded, standing_AS)
     tower = fingerprint(trained.two_tower)
     rows = np.arange(1, len(dataset.catalogue), dtype=np.int64)
     index = AdIndex.build(
@@ -193,7 +194,7 @@ def publish_run(
     )
     manifest = Manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        log_end_ms=int(dataset.time_ms_R[-1]),
+        log_end_ms=log_end_ms,
         tower=tower,
         two_tower=config.two_tower,
         ranker=config.ranker,

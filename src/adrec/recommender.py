@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adrec.bundle import Bundle, ServingConfig
@@ -22,6 +23,7 @@ from adrec.features.dataset import Dataset
 from adrec.features.state import State, Visitor
 from adrec.features.transforms import Features
 from adrec.inference.runtime import Runtime
+from adrec.models.two_tower import embed_ads
 from adrec.retrieval.index import AdIndex
 
 Clock = Callable[[], int]
@@ -159,6 +161,21 @@ class Recommender:
             self.serving,
             version=self.version,
             clock=self._clock,
+        )
+
+    def as_of(self, state: State, at_ms: int) -> "Recommender":
+        """The same models at another time: answering from the state of then, and with an index
+        built anew from how ads stood."""
+        vectors = embed_ads(self.runtime.two_tower, state.catalogue.encoded, state.standing(at_ms))
+        index = AdIndex.build(
+            vectors[1:],
+            self.index.config,
+            tower=self.index.tower,
+            ads=np.arange(1, len(vectors), dtype=np.int64),
+            threads=torch.get_num_threads(),
+        )
+        return Recommender(
+            self.runtime, index, state, self.serving, version=self.version, clock=self._clock
         )
 
     def recommend(

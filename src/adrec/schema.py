@@ -316,6 +316,12 @@ class Schema(Strict):
         )
 
     @property
+    def standing(self) -> tuple[CounterSpec, ...]:
+        """Counters of ads alone, whoever asks: what retrieval may know of an ad's past."""
+        ad = {AD_ID, *(field.name for field in self.ad_fields)}
+        return tuple(spec for spec in self.counters if ad.issuperset(spec.columns))
+
+    @property
     def ad_fields(self) -> tuple[AnyField, ...]:
         """What is known of an ad."""
         return tuple(f for f in self.fields if f.role == "ad")

@@ -107,7 +107,7 @@ def kuairand_schema() -> Schema:
         fields=tuple(fields),
         counters=(
             CounterSpec(columns=("user_id",), half_lives_hours=(None, 24.0)),
-            CounterSpec(columns=("ad_id",), half_lives_hours=(None, 24.0)),
+            CounterSpec(columns=("ad_id",), half_lives_hours=(None, 72.0, 24.0)),
             CounterSpec(columns=("author_id",)),
             CounterSpec(columns=("tag",)),
             CounterSpec(columns=("tab",)),

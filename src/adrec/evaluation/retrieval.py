@@ -37,6 +37,7 @@ def judge_retrieval(
     if not depths:
         raise ConfigError("evaluation.recall_at: every depth is beyond the catalogue's size")
     deepest = max(depths)
+    recommender = recommender.as_of(dataset.state("test"), dataset.split.test_from_ms)
     found = {
         f"{OURS}, exact search": _retrieve(recommender, dataset, asked, deepest, exact=True),
         f"{OURS}, {recommender.index.kind} index": _retrieve(

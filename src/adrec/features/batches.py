@@ -115,11 +115,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Batch:
-    """Requests, candidates and outcomes. ad_row_BN int64, 0 for padding; labels_BNK float32."""
+    """Requests, candidates and outcomes. ad_row_BN int64, 0 for padding; labels_BNK float32;
+    period_B int64: between which builds of the index the request came."""
 
     query: Query
     candidates: Candidates
     ad_row_BN: Tensor
+    period_B: Tensor
     labels_BNK: Tensor
 
     @property
@@ -138,7 +140,8 @@ def _map(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, tuple):
-        return tuple(_map(part, device) for part in value)
+        parts = (_map(part, device) for part in value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     assert is_dataclass(value)
     assert not isinstance(value, type)
     return type(value)(**{f.name: _map(getattr(value, f.name), device) for f in fields(value)})

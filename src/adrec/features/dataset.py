@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
 
 SplitName = Literal["train", "valid", "test"]
 
+_MS_PER_HOUR = 3_600_000
 _READ_ERRORS = (pl.exceptions.PolarsError, SafetensorError, ConfigError)
 
 
@@ -62,18 +64,19 @@ def prepare(
     features = Features.fit(tables, config, train_until_ms=times.valid_from_ms)
     catalogue = Catalogue.of(features, tables.ad_frame())
     state = State.begin(features, catalogue, tables.user_frame(), before_ms=times.start_ms)
+    starts_ms = _period_starts(times, config.refresh_hours)
     with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
-        tested = False
         for frame in tables.chunks(chunk_rows):
             asked_ms = _request_times(frame, tables.schema)
-            test, end = np.searchsorted(asked_ms, [times.test_from_ms, times.end_ms]).tolist()
-            for part in (frame[:test], frame[test:end]):
-                if not part.height:
+            bounds = [0, *np.searchsorted(asked_ms, [*starts_ms[1:], times.end_ms]).tolist()]
+            for start_ms, (first, end) in zip(starts_ms, pairwise(bounds), strict=True):
+                if first == end:
                     continue
-                if not tested and part[TIMESTAMP_MS][0] >= times.test_from_ms:
-                    state.save(unfinished / "state_at_test")
-                    tested = True
-                writer.write(state.advance(part))
+                if start_ms not in writer.period_ms:
+                    writer.begin_period(start_ms, state.standing(start_ms))
+                    if start_ms == times.test_from_ms:
+                        state.save(unfinished / "state_at_test")
+                writer.write(state.advance(frame[first:end]))
             advance(frame.height, "")
         unknown = writer.unknown_ads
     features.save(unfinished / "features")
@@ -86,6 +89,14 @@ def prepare(
     if unknown:
         progress.say(f"left out: {unknown:,} impressions of ads that the ads table does not have")
     return Dataset(directory)
+
+
+def _period_starts(times: Split, refresh_hours: float) -> list[int]:
+    """When the index would have been built: at the log's start, every so many hours counted back
+    from the start of the test period, and there for the last time."""
+    every_ms = round(refresh_hours * _MS_PER_HOUR)
+    back = range(times.test_from_ms, times.start_ms, -every_ms)
+    return [times.start_ms, *reversed(back)]
 
 
 def _request_times(frame: pl.DataFrame, schema: Schema) -> NDArray[np.int64]:
@@ -113,6 +124,7 @@ class _Writer:
         self._open: dict[str, Any] = {}
         self._specs: dict[str, ArraySpec] = {}
         self.unknown_ads = 0
+        self.period_ms: list[int] = []
 
     def __enter__(self) -> "_Writer":
         return self
@@ -140,6 +152,11 @@ class _Writer:
             self._append(name, array)
         self.unknown_ads += int((rows.ad_N == 0).sum())
 
+    def begin_period(self, start_ms: int, standing_AS: NDArray[np.float32]) -> None:
+        """Append how all ads stand when a period begins."""
+        self.period_ms.append(start_ms)
+        self._append("standing", standing_AS[None])
+
     def _append(self, name: str, array: NDArray[Any]) -> None:
         if name not in self._open:
             file = (self._directory / f"{name}.bin").open("wb")
@@ -152,7 +169,12 @@ class _Writer:
     def finish(self, split: Split) -> None:
         """Write what the files hold and where the periods begin."""
         arrays = {name: asdict(spec) for name, spec in self._specs.items()}
-        content = {"arrays": arrays, "split": asdict(split), "unknown_ads": self.unknown_ads}
+        content = {
+            "arrays": arrays,
+            "split": asdict(split),
+            "period_ms": self.period_ms,
+            "unknown_ads": self.unknown_ads,
+        }
         (self._directory / "dataset.json").write_text(json.dumps(content, indent=1))
 
 
@@ -178,6 +200,8 @@ class Dataset:
             self.slate_R, self.ad_N = arrays["slate"], arrays["ad"]
             self.counters_NC, self.labels_NK = arrays["counters"], arrays["labels"]
             self.position_N, self.propensity_N = arrays["position"], arrays["propensity"]
+            self.period_ms_P = np.array(content["period_ms"], np.int64)
+            self.standing_PAS = arrays["standing"]
         self.offset_R = np.concatenate([[0], np.cumsum(self.slate_R)])
 
     def __len__(self) -> int:
@@ -215,6 +239,12 @@ class Dataset:
             "test": (bounds[1], len(self)),
         }[split]
         return np.arange(start, end)
+
+    def periods(self, requests_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Period of each request, between two builds of the index: a place in `standing_PAS`."""
+        times_ms = self.time_ms_R[requests_B]
+        periods: NDArray[np.int64] = np.searchsorted(self.period_ms_P, times_ms, side="right") - 1
+        return periods
 
     def rows_of(self, requests_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Impressions of some requests, in order, whose ad is in the catalogue."""
@@ -261,6 +291,7 @@ class Dataset:
             query=self.query(requests_B),
             candidates=candidates_of(self.catalogue.encoded, ads, self.counters_NC[rows], position),
             ad_row_BN=torch.from_numpy(ads.astype(np.int64)),
+            period_B=torch.from_numpy(self.periods(requests_B)),
             labels_BNK=torch.from_numpy(self.labels_NK[rows]),
         )
 

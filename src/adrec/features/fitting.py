@@ -42,6 +42,9 @@ class FeatureConfig(Strict):
     """Whether an ad's id is a feature of the ad."""
     embed_user_id: bool = False
     """Whether a user's id is a feature of the user. Histories and counters tell more of most."""
+    refresh_hours: float = Field(default=24.0, gt=0.0)
+    """How often the index will be built anew: retrieval learns from ads as they stood at the start
+    of such a period."""
     sample_rows: int = Field(default=500_000, ge=1000)
     """Training rows from which quantiles and scales are taken."""
 

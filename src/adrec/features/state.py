@@ -31,6 +31,7 @@ from adrec.schema import (
     REQUEST_ID,
     TIMESTAMP_MS,
     USER_ID,
+    CounterSpec,
     Schema,
     SequenceField,
 )
@@ -229,6 +230,20 @@ class State:
         ]
         return self._join(seen, rows)
 
+    def standing(self, at_ms: int) -> NDArray[np.float32]:
+        """Counter features of ads alone, for every row of the catalogue, [A, S]."""
+        rows = np.arange(len(self.catalogue))
+        nobody = np.zeros(len(rows), np.int64)
+        parts = []
+        for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
+            if spec in self.schema.standing:
+                key = self._key(spec, nobody, self.static, self.static, rows)
+                distinct, place = np.unique(key, return_inverse=True)
+                parts.append(self._seen(counter.read(distinct, at_ms))[place])
+        found = self._join(parts, len(rows))
+        found[0] = 0.0
+        return found
+
     def observe(self, visitor: Visitor, ad: int, labels_K: Sequence[float]) -> None:
         """Take in one impression and its outcomes. A new user is known from then on."""
         user = self.users.add(visitor.user_id) if visitor.user_id else visitor.user
@@ -301,13 +316,20 @@ class State:
         ads_N: NDArray[np.integer],
     ) -> list[NDArray[np.int64]]:
         """Key of each row for each counter: one code, or two packed into 62 bits."""
-        keys = []
-        for spec in self.schema.counters:
-            key_N = np.zeros(len(users_N), np.int64)
-            for name in spec.columns:
-                key_N = (key_N << _KEY_BITS) | self._codes(name, users_N, static, request, ads_N)
-            keys.append(key_N)
-        return keys
+        return [self._key(spec, users_N, static, request, ads_N) for spec in self.schema.counters]
+
+    def _key(
+        self,
+        spec: CounterSpec,
+        users_N: NDArray[np.int64],
+        static: Encoded,
+        request: Encoded,
+        ads_N: NDArray[np.integer],
+    ) -> NDArray[np.int64]:
+        key_N = np.zeros(len(users_N), np.int64)
+        for name in spec.columns:
+            key_N = (key_N << _KEY_BITS) | self._codes(name, users_N, static, request, ads_N)
+        return key_N
 
     def _codes(
         self,

@@ -31,6 +31,7 @@ from adrec.schema import (
     AnyField,
     CategoricalField,
     ClockField,
+    CounterSpec,
     Schema,
     Strict,
     load_schema,
@@ -142,6 +143,8 @@ class Layout:
     impressions: tuple[bool, ...]
     """Which sequences hold all that was shown, not only what was met positively."""
     counters: int
+    standing: int
+    """Counter features of ads alone: how each stands when the index is built."""
     user_counters: tuple[bool, ...]
     """Which counter features are of the user, alone or with something else."""
     ad_counters: tuple[bool, ...]
@@ -209,9 +212,8 @@ class Features:
             ad_dense=self.ad.dense_width,
             history_lengths=tuple(field.length for field in self.schema.sequences),
             impressions=tuple(field.of_impressions for field in self.schema.sequences),
-            counters=sum(
-                len(spec.half_lives_hours) * (1 + len(tasks)) for spec in self.schema.counters
-            ),
+            counters=self._width(self.schema.counters),
+            standing=self._width(self.schema.standing),
             user_counters=self._counters_of(USER_ID),
             ad_counters=self._counters_of(AD_ID),
             ad_id_buckets=self._fitted.config.buckets if self._fitted.config.embed_ad_id else 0,
@@ -222,12 +224,14 @@ class Features:
             value_scales=self._fitted.value_scales,
         )
 
+    def _width(self, counters: Sequence[CounterSpec]) -> int:
+        """Number of counter features."""
+        return sum(len(spec.half_lives_hours) for spec in counters) * (1 + len(self.schema.tasks))
+
     def _counters_of(self, key: str) -> tuple[bool, ...]:
         """Which counter features have a column in their key."""
         return tuple(
-            key in spec.columns
-            for spec in self.schema.counters
-            for _ in range(len(spec.half_lives_hours) * (1 + len(self.schema.tasks)))
+            key in spec.columns for spec in self.schema.counters for _ in range(self._width([spec]))
         )
 
     @classmethod

@@ -116,7 +116,7 @@ class AttentionPool(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.scores = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, heads))
+        self.scores = nn.Linear(dim, heads, bias=False)
 
     def forward(self, items_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """[B, L, D] to [B, H * D]."""
@@ -208,3 +208,20 @@ class SharedPrefixBlock(nn.Module):
         x_BND = x_BND + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         fed: Tensor = x_BND + self.dropout(self.feed(self.norm_feed(x_BND)))
         return fed
+
+
+class evaluating:  # noqa: N801 - a context manager, named like one
+    """Without dropout and without gradients; the model's mode is restored after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._was_training = self._model.training
+        self._model.eval()
+        self._inference = torch.inference_mode()
+        self._inference.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._inference.__exit__(None, None, None)
+        self._model.train(self._was_training)

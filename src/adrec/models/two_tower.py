@@ -1,29 +1,59 @@
 """Two-tower retrieval: a user and an ad meet only in an inner product, so ads can be indexed.
 
     user fields ─┐
-    request ─────┼─► MLP 512, 256, 256 ─► normalise ─► u ─┐
-    histories ─► attention pools                          ├─► u·a / temperature
-    ad fields ─────► MLP 512, 256, 256 ─► normalise ─► a ─┘
+    request ─────┼─► MLP 512, 256 ─┐
+    histories ─┬─► attention pools ┘├─► u ─┐
+               └─► sums ─► linear ──┘      ├─► u·a / temperature + b
+    ad fields ─┬─► MLP 512, 256 ────┐      │
+    standing ──┤─► linear ──────────┴─► a ─┤
+               └─► MLP ──────────────► b ──┘
 
-Trained with 0.5 pointwise log loss on impressions and 0.5 sampled softmax on positives against the
-batch's positives and uniform ads, each logit less the log of its expected count (Yi et al. 2019).
-Positives are the clicks of the batch and, far more of them, items of the histories: of the first
-sequence that does not hold all that was shown.
+The linear parts alone are a factorised item-to-item model, what EASE (Steck 2019) is with a full
+matrix: on few interactions an ad it is what generalises, and the MLPs add what it cannot say. u and
+a have length 1; b is how much anyone clicks on the ad. a and b know how the ad stands now: its
+counters, as of the last time the index was built. In the index, b times the temperature is one more
+dimension, where u holds a 1.
+
+Trained with a pointwise log loss on impressions and a softmax on positives against the batch's
+positives and uniform ads, each logit less the log of its expected count (Yi et al. 2019), or
+against the whole catalogue where that is small. Positives are the clicks of the batch and items of
+the first history that does not hold all that was shown. A batch is of one period between two builds
+of the index.
 """
 
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, HistoryItems, Query
-from adrec.features.transforms import Layout
-from adrec.models.layers import AttentionPool, FieldEncoder, GapEmbedding, OutcomeEmbedding, mlp
+from adrec.features.batches import (
+    UNKNOWN_GAP,
+    Batch,
+    Fields,
+    HistoryItems,
+    Query,
+    to_device,
+)
+from adrec.features.transforms import Encoded, Layout
+from adrec.models.layers import (
+    AttentionPool,
+    FieldEncoder,
+    GapEmbedding,
+    OutcomeEmbedding,
+    evaluating,
+    linear,
+    mlp,
+)
 from adrec.models.losses import binary_loss, log_expected_count, sampled_softmax_loss
 from adrec.schema import Strict
+
+_BIAS_HIDDEN = 64
+_CHUNK_ADS = 65_536
 
 
 class TwoTowerConfig(Strict):
@@ -40,11 +70,11 @@ class TwoTowerConfig(Strict):
     history_heads: int = Field(default=4, ge=1, le=32)
     """Attention pools a sequence."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
-    """Share of hidden units dropped in training."""
+    """Share of hidden units, and of the items of each history, dropped in training."""
     temperature: float = Field(default=0.07, gt=0.0, le=1.0)
     """Start of the learned temperature."""
     uniform_negatives: int = Field(default=2048, ge=0)
-    """Ads drawn uniformly from the catalogue for each batch."""
+    """Ads drawn uniformly from the catalogue for each batch; where it is smaller, all of it."""
     history_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the softmax on items of histories, beside that on clicks: each is told from the
     items before it."""
@@ -53,16 +83,20 @@ class TwoTowerConfig(Strict):
 
 
 class Draws(NamedTuple):
-    """What is drawn at random for a batch: uniform ads [U] with their fields, and for each request
-    a number in [0, 1) that picks an item of its history."""
+    """What is drawn for a batch: a pool of ads [U] with their fields and how they stand, how the
+    batch's own ads stand [B, N, S], and for each request a number in [0, 1) that picks an item of
+    its history. A pool of the whole catalogue lists its ads in order."""
 
     row_U: Tensor
     ads: Fields
+    standing_US: Tensor
+    standing_BNS: Tensor
     cut_B: Tensor
 
 
 class Shares(NamedTuple):
-    """Share of the training clicks, and of the histories' items, that each ad has; by row [A]."""
+    """Share of the training clicks (of the batch's period), and of the histories' items, that each
+    ad has; by row [A]."""
 
     clicks_A: Tensor
     histories_A: Tensor
@@ -84,7 +118,7 @@ class TwoTower(nn.Module):
     def __init__(self, config: TwoTowerConfig, layout: Layout) -> None:
         super().__init__()
         self.config = config
-        dim = config.embedding_dim
+        dim, width = config.embedding_dim, config.output_dim - 1
         self.user_fields = FieldEncoder(layout.user_sizes, layout.user_dense, dim)
         self.request_fields = FieldEncoder(layout.request_sizes, layout.request_dense, dim)
         self.ad_fields = FieldEncoder(layout.ad_sizes, layout.ad_dense, dim)
@@ -97,13 +131,19 @@ class TwoTower(nn.Module):
         self.pools = nn.ModuleList(
             AttentionPool(config.history_dim, config.history_heads) for _ in layout.history_lengths
         )
+        self.sums = nn.ModuleList(
+            linear(self.ad_fields.width, width, bias=False) for _ in layout.history_lengths
+        )
         pooled = len(self.pools) * config.history_heads * config.history_dim
         entering = self.user_fields.width + self.request_fields.width + pooled
-        widths = (*config.hidden, config.output_dim)
-        self.user_tower = mlp((entering, *widths), config.dropout)
-        self.ad_tower = mlp((self.ad_fields.width, *widths), config.dropout)
+        self.user_tower = mlp((entering, *config.hidden, width), config.dropout)
+        self.standing = layout.standing
+        described = self.ad_fields.width + self.standing + 1
+        self.ad_tower = mlp((described, *config.hidden, width), config.dropout)
+        self.ad_linear = nn.Linear(self.ad_fields.width, width, bias=False)
+        self.ad_bias = mlp((described, _BIAS_HIDDEN, 1), config.dropout)
         self.log_temperature = nn.Parameter(torch.tensor(config.temperature).log())
-        # The pointwise loss has a scale and a bias of its own: cosines are no log odds.
+        # A scale and a bias for the pointwise loss: the softmax's scores are no log odds.
         rate = min(max(layout.task_means[0], 1e-4), 1 - 1e-4)
         self.scale = nn.Parameter(torch.tensor(5.0))
         self.bias = nn.Parameter(torch.tensor(rate).logit())
@@ -118,18 +158,39 @@ class TwoTower(nn.Module):
         }
 
     def users(self, query: Query) -> Tensor:
-        """Embed B requests, [B, output_dim], each of length 1."""
+        """Embed B requests, [B, output_dim]: a direction, then 1."""
         parts = [self.user_fields(query.user), self.request_fields(query.request)]
-        items_DH = functional.gelu(self.item(self.ad_fields(query.history_ads)))
-        for pool, history in zip(self.pools, query.histories, strict=True):
+        ads_DW = self.ad_fields(query.history_ads)
+        items_DH = functional.gelu(self.item(ads_DW))
+        linear_BD = ads_DW.new_zeros(())
+        for pool, project, history in zip(self.pools, self.sums, query.histories, strict=True):
+            mask_BL = self._thinned(history.mask_BL)
             items = functional.embedding(history.place_BL, items_DH)
             items = items + self.gap(history.gap_BL) + self.outcomes(history.outcomes_BL)
-            parts.append(pool(items, history.mask_BL))
-        return functional.normalize(self.user_tower(torch.cat(parts, dim=-1)).float(), dim=-1)
+            parts.append(pool(items, mask_BL))
+            weight_BL = mask_BL / (1.0 + mask_BL.sum(1, keepdim=True)).sqrt()
+            summed_BW = functional.embedding_bag(
+                history.place_BL, ads_DW, per_sample_weights=weight_BL, mode="sum"
+            )
+            linear_BD = linear_BD + project(summed_BW)
+        users_BD = self.user_tower(torch.cat(parts, dim=-1)).float() + linear_BD.float()
+        return functional.pad(functional.normalize(users_BD, dim=-1), (0, 1), value=1.0)
 
-    def ads(self, fields: Fields) -> Tensor:
-        """Embed ads [..., F] to [..., output_dim], each of length 1."""
-        return functional.normalize(self.ad_tower(self.ad_fields(fields)).float(), dim=-1)
+    def ads(self, fields: Fields, standing: Tensor | None) -> Tensor:
+        """Embed ads to [..., output_dim]: a direction, then the bias times the temperature.
+
+        Args:
+            fields: of the ads [..., F].
+            standing: their counters [..., S] as of a build of the index; None: not known.
+        """
+        encoded = self.ad_fields(fields)
+        known = 0.0 if standing is None else 1.0
+        if standing is None:
+            standing = encoded.new_zeros((*encoded.shape[:-1], self.standing))
+        described = torch.cat([encoded, functional.pad(standing, (0, 1), value=known)], dim=-1)
+        vectors = self.ad_tower(described).float() + self.ad_linear(encoded).float()
+        bias = self.ad_bias(described).float() * self.log_temperature.exp()
+        return torch.cat([functional.normalize(vectors, dim=-1), bias], dim=-1)
 
     def loss(self, batch: Batch, draws: Draws, shares: Shares) -> Tensor:
         """Weighted sum of the losses on a batch.
@@ -140,12 +201,11 @@ class TwoTower(nn.Module):
             shares: how often each ad is a positive.
         """
         users_BD = self.users(batch.query)
-        ads_BND = self.ads(batch.candidates.ads)
+        ads_BND = self.ads(batch.candidates.ads, draws.standing_BNS)
         mask_BN = batch.candidates.mask_BN
         clicks_BN = batch.labels_BNK[..., 0]
         logits_BN = torch.einsum("bd,bnd->bn", users_BD, ads_BND) * self.scale + self.bias
         pointwise = binary_loss(logits_BN[mask_BN], clicks_BN[mask_BN]).mean()
-        uniform = self.ads(draws.ads)
         softmax = pointwise.new_zeros(())
         positive_BN = mask_BN & (clicks_BN > 0)
         if positive_BN.any():
@@ -157,14 +217,23 @@ class TwoTower(nn.Module):
                 row_P=batch.ad_row_BN[request_P, place_P],
                 own_PM=torch.where(positive_BN, batch.ad_row_BN, 0)[request_P],
             )
-            softmax = softmax + self._softmax(clicked, uniform, draws.row_U, shares.clicks_A)
+            pool_UD = self.ads(draws.ads, draws.standing_US)
+            softmax = softmax + self._softmax(clicked, pool_UD, draws.row_U, shares.clicks_A)
         if self.config.history_weight and self._met is not None:
             past = self._past_positives(batch.query, self._met, draws.cut_B)
             if len(past.row_P):
-                loss = self._softmax(past, uniform, draws.row_U, shares.histories_A)
+                pool_UD = self.ads(draws.ads, None)
+                loss = self._softmax(past, pool_UD, draws.row_U, shares.histories_A)
                 softmax = softmax + self.config.history_weight * loss
         weight = self.config.pointwise_weight
         return weight * pointwise + (1 - weight) * softmax
+
+    def _thinned(self, mask_BL: Tensor) -> Tensor:
+        """Items to look at: in training, a share is dropped, or frequent pairs would be learned by
+        heart."""
+        if not self.training or self.config.dropout == 0.0:
+            return mask_BL
+        return mask_BL & (torch.rand(mask_BL.shape, device=mask_BL.device) >= self.config.dropout)
 
     def _past_positives(self, query: Query, sequence: int, cut_B: Tensor) -> Positives:
         """One item of each request's history of some sequence, to be told from the items before it.
@@ -196,28 +265,47 @@ class TwoTower(nn.Module):
         target = _fields_of(query.history_ads, history.place_BL[each, place])
         return Positives(
             users_PD=self.users(earlier),
-            ads_PD=self.ads(target),
+            ads_PD=self.ads(target, None),  # how it stood then is not known
             row_P=history.row_BL[each, place],
             own_PM=torch.where(history.mask_BL, history.row_BL, 0),
         )
 
     def _softmax(
-        self, positives: Positives, uniform_UD: Tensor, row_U: Tensor, share_A: Tensor
+        self, positives: Positives, pool_UD: Tensor, row_U: Tensor, share_A: Tensor
     ) -> Tensor:
-        """Mean sampled softmax of positives against each other's ads and the uniform ones."""
-        row_P = positives.row_P
-        distinct, target_P = torch.unique(row_P, return_inverse=True)
-        # One vector for each distinct positive ad: the first row that shows it.
-        first = torch.full((len(distinct),), len(row_P), device=row_P.device).scatter_reduce(
-            0, target_P, torch.arange(len(row_P), device=row_P.device), "amin"
-        )
-        row_S = torch.cat([distinct, row_U])
-        vectors_SD = torch.cat([positives.ads_PD[first], uniform_UD])
-        with torch.autocast(row_P.device.type, enabled=False):  # bf16 is 0.06 off in a logit
+        """Mean softmax of positives against each other's ads and the drawn ones."""
+        if len(row_U) == len(share_A) - 1:  # the whole catalogue: nothing is sampled
+            target_P, row_S, vectors_SD = positives.row_P - 1, row_U, pool_UD
+            log_counts_S = pool_UD.new_zeros(len(row_U))
+        else:
+            row_P = positives.row_P
+            distinct, target_P = torch.unique(row_P, return_inverse=True)
+            # One vector for each distinct positive ad: the first row that shows it.
+            first = torch.full((len(distinct),), len(row_P), device=row_P.device).scatter_reduce(
+                0, target_P, torch.arange(len(row_P), device=row_P.device), "amin"
+            )
+            row_S = torch.cat([distinct, row_U])
+            vectors_SD = torch.cat([positives.ads_PD[first], pool_UD])
+            log_counts_S = log_expected_count(
+                share_A[row_S], len(row_P), len(row_U), len(share_A) - 1
+            )
+        with torch.autocast(row_U.device.type, enabled=False):  # bf16 is 0.06 off in a logit
             logits_PS = positives.users_PD @ vectors_SD.T / self.log_temperature.exp()
-        log_counts_S = log_expected_count(share_A[row_S], len(row_P), len(row_U), len(share_A) - 1)
         hits_PS = _among(row_S, positives.own_PM)
         return sampled_softmax_loss(logits_PS, log_counts_S, target_P, hits_PS).mean()
+
+
+def embed_ads(
+    model: TwoTower, ads: Encoded, standing_AS: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Vectors of all ads as they stand, [A, D]: what an index is built of."""
+    device = model.log_temperature.device
+    found = []
+    with evaluating(model):
+        for part in np.split(np.arange(len(ads)), range(_CHUNK_ADS, len(ads), _CHUNK_ADS)):
+            standing = torch.from_numpy(standing_AS[part]).to(device)
+            found.append(model.ads(to_device(Fields.of(ads.take(part)), device), standing).cpu())
+    return torch.cat(found).numpy()
 
 
 def _among(row_S: Tensor, own_PM: Tensor) -> Tensor:

@@ -156,7 +156,17 @@ class _Run:
         used_R = np.add.reduceat(used_N, dataset.offset_R[:-1], dtype=np.int64)
         requests = dataset.requests("train")
         shuffled = rng.permutation(requests[used_R[requests] > 0])
-        plan = cut(shuffled, dataset.slate_R[shuffled], self._config.batch_rows)
+        groups = self._objective.groups(shuffled)
+        plan = [
+            part
+            for group in np.unique(groups[groups >= 0])
+            for part in cut(
+                shuffled[groups == group],
+                dataset.slate_R[shuffled[groups == group]],
+                self._config.batch_rows,
+            )
+        ]
+        plan = [plan[i] for i in rng.permutation(len(plan))]
         return plan, [int(used_R[part].sum()) for part in plan], keep_N
 
     def _steps(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from adrec.features.batches import Batch, Fields, to_device
 from adrec.features.dataset import Dataset
-from adrec.features.transforms import Encoded
 from adrec.metrics import auc, log_loss, recall_at_k
+from adrec.models.layers import evaluating
 from adrec.models.ranker import Ranker
-from adrec.models.two_tower import Draws, Shares, TwoTower
+from adrec.models.two_tower import Draws, Shares, TwoTower, embed_ads
 
 _CHUNK_ADS = 65_536
 _VALID_ROWS = 8192
@@ -25,6 +25,10 @@ class Objective(Protocol):
     @property
     def model(self) -> nn.Module:
         """The model under training."""
+
+    def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Group of each request: those of different groups never share a batch, and those of a
+        negative one are not trained on."""
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Loss of one batch; anything random is drawn from `rng`."""
@@ -52,6 +56,10 @@ class RankerObjective:
         self._positive_weights = positive_weights
         self._requests = thin(dataset.requests("valid"), valid_requests)
         self._device = device
+
+    def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Any requests may share a batch."""
+        return np.zeros(len(requests_R), np.int64)
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Weighted sum of the tasks' losses."""
@@ -87,27 +95,48 @@ class TwoTowerObjective:
         self._dataset = dataset
         self._device = device
         self._recall_at = min(recall_at, max(1, len(dataset.catalogue) // 10))
-        shares = Shares(*(torch.from_numpy(share) for share in positive_shares(dataset)))
-        self._shares = Shares(*(share.to(device) for share in shares))
+        clicks_PA, histories_A = positive_shares(dataset)
+        self._clicks_PA = torch.from_numpy(clicks_PA).to(device)
+        self._histories_A = torch.from_numpy(histories_A).to(device)
+        clicks_N = (dataset.labels_NK[:, 0] > 0) & (dataset.ad_N != 0)
+        self._clicked_R = np.logical_or.reduceat(clicks_N, dataset.offset_R[:-1])
         self._offsets, self._targets, self._requests = clicked_ads(
             dataset, dataset.requests("valid"), valid_requests
         )
 
+    def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """By period: all ads of a batch stand as they did when the index was built. Without the
+        pointwise loss, requests without a click teach nothing."""
+        periods = self._dataset.periods(requests_R)
+        if self.model.config.pointwise_weight:
+            return periods
+        return np.where(self._clicked_R[requests_R], periods, -1)
+
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
-        """Both losses, with uniform ads drawn from the catalogue."""
-        catalogue = self._dataset.catalogue
-        rows = rng.integers(1, len(catalogue), self.model.config.uniform_negatives)
+        """Both losses, with uniform ads drawn from the catalogue, or all of it."""
+        catalogue, drawn = self._dataset.catalogue, self.model.config.uniform_negatives
+        rows = np.arange(1, len(catalogue))
+        if drawn < len(rows):
+            rows = rng.integers(1, len(catalogue), drawn)
         cuts = rng.random(len(batch.query), dtype=np.float32)
+        period = int(batch.period_B[0])
+        standing_AS = self._dataset.standing_PAS[period]
         draws = Draws(
-            torch.from_numpy(rows).to(self._device),
-            to_device(Fields.of(catalogue.encoded.take(rows)), self._device),
-            torch.from_numpy(cuts).to(self._device),
+            row_U=torch.from_numpy(rows),
+            ads=Fields.of(catalogue.encoded.take(rows)),
+            standing_US=torch.from_numpy(standing_AS[rows]),
+            standing_BNS=torch.from_numpy(standing_AS[batch.ad_row_BN.cpu().numpy()]),
+            cut_B=torch.from_numpy(cuts),
         )
-        return self.model.loss(batch, draws, self._shares)
+        shares = Shares(self._clicks_PA[period], self._histories_A)
+        return self.model.loss(batch, to_device(draws, self._device), shares)
 
     def validate(self) -> Mapping[str, float]:
-        """Share of clicked ads among the nearest of all ads, by brute force."""
-        ads = embed_ads(self.model, self._dataset.catalogue.encoded, self._device)
+        """Share of clicked ads among the nearest of all ads, by brute force. The index is as old
+        as it would be: built at the start of the validation period."""
+        period = self._dataset.periods(self._requests[:1])[0]
+        standing_AS = self._dataset.standing_PAS[period]
+        ads = embed_ads(self.model, self._dataset.catalogue.encoded, standing_AS)
         users = embed_requests(self.model, self._dataset, self._requests, self._device)
         k = self._recall_at
         ranked = np.concatenate(
@@ -121,11 +150,15 @@ class TwoTowerObjective:
 
 
 def positive_shares(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Share of the training period's first-task positives, and of the items of its requests' first
-    histories of what was met, that each ad row has, each [A]."""
+    """Share of each training period's first-task positives [P, A], and of the items of the training
+    requests' first histories of what was met [A], that each ad row has."""
     train, size = dataset.requests("train"), len(dataset.catalogue)
-    rows = dataset.rows_of(train)
-    clicks = np.bincount(dataset.ad_N[rows], weights=dataset.labels_NK[rows, 0] > 0, minlength=size)
+    clicks_PA = np.zeros((1 + int(dataset.periods(train[-1:])[0]), size), np.float32)
+    of_R = dataset.periods(train)
+    for period in np.unique(of_R):
+        rows = dataset.rows_of(train[of_R == period])
+        positive = dataset.labels_NK[rows, 0] > 0
+        clicks_PA[period] = _share(np.bincount(dataset.ad_N[rows[positive]], minlength=size))
     items = np.zeros(size)
     if dataset.met:
         for part in np.array_split(train, max(1, len(train) // _CHUNK_ADS)):
@@ -133,7 +166,7 @@ def positive_shares(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.f
             ads = dataset.met[0].ads[part]
             each = 1.0 / np.maximum((ads != 0).sum(1, keepdims=True), 1)
             items += np.bincount(ads.ravel(), (each * (ads != 0)).ravel(), minlength=size)
-    return _share(clicks), _share(items)
+    return clicks_PA, _share(items)
 
 
 def _share(counts_A: NDArray[Any]) -> NDArray[np.float32]:
@@ -174,14 +207,6 @@ def score_impressions(
     return np.concatenate(found)
 
 
-def embed_ads(model: TwoTower, ads: Encoded, device: torch.device) -> NDArray[np.float32]:
-    """Vectors of all ads, [A, D]."""
-    with evaluating(model):
-        parts = np.split(np.arange(len(ads)), range(_CHUNK_ADS, len(ads), _CHUNK_ADS))
-        fields = (to_device(Fields.of(ads.take(part)), device) for part in parts)
-        return np.concatenate([model.ads(part).cpu().numpy() for part in fields])
-
-
 def embed_requests(
     model: TwoTower, dataset: Dataset, requests: NDArray[np.int64], device: torch.device
 ) -> NDArray[np.float32]:
@@ -190,20 +215,3 @@ def embed_requests(
         parts = np.array_split(requests, max(1, len(requests) // 2048))
         queries = (to_device(dataset.query(part), device) for part in parts)
         return np.concatenate([model.users(query).cpu().numpy() for query in queries])
-
-
-class evaluating:  # noqa: N801 - a context manager, named like one
-    """Without dropout and without gradients; the model's mode is restored after."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._was_training = self._model.training
-        self._model.eval()
-        self._inference = torch.inference_mode()
-        self._inference.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._inference.__exit__(None, None, None)
-        self._model.train(self._was_training)
