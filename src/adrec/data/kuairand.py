@@ -62,7 +62,9 @@ def open_kuairand(directory: Path) -> Tables:
     require_columns(impressions_file, impressions, ("user_id", "time_ms"))
     require_columns(users_file, users, ("user_id",))
     require_columns(
-        videos_file, videos, ("upload_dt", "tag", "music_id", "server_width", "server_height")
+        videos_file,
+        videos,
+        ("video_duration", "upload_dt", "tag", "music_id", "server_width", "server_height"),
     )
     require_columns(histories_file, histories, ("user_id", "last_time_ms", *_HISTORIES))
     return tables_from(
@@ -85,6 +87,7 @@ def kuairand_schema() -> Schema:
         _history("long_watch_seq", grows_with="long_view", length=50),
         SequenceField(name="shown", kind="sequence", grows_with=IMPRESSION, length=30),
         *(CategoricalField(name=n, kind="categorical", role="ad") for n in _VIDEO_CATEGORIES),
+        CategoricalField(name="duration_band", kind="categorical", role="ad"),
         NumericField(name="video_duration", kind="numeric", role="ad"),
         NumericField(name="aspect_ratio", kind="numeric", role="ad"),
         NumericField(name="upload_day", kind="numeric", role="ad"),
@@ -109,11 +112,17 @@ def kuairand_schema() -> Schema:
             CounterSpec(columns=("user_id",), half_lives_hours=(None, 24.0)),
             CounterSpec(columns=("ad_id",), half_lives_hours=(None, 72.0, 24.0)),
             CounterSpec(columns=("author_id",)),
+            CounterSpec(columns=("music_id",)),
             CounterSpec(columns=("tag",)),
-            CounterSpec(columns=("tab",)),
+            CounterSpec(columns=("tab",), half_lives_hours=(None, 24.0)),
             CounterSpec(columns=("user_id", "author_id")),
             CounterSpec(columns=("user_id", "tag")),
-            CounterSpec(columns=("user_id", "tab")),
+            CounterSpec(columns=("user_id", "tab"), half_lives_hours=(None, 24.0)),
+            CounterSpec(columns=("user_id", "duration_band")),
+            CounterSpec(columns=("ad_id", "tab")),
+            CounterSpec(columns=("author_id", "tab")),
+            CounterSpec(columns=("tag", "tab")),
+            CounterSpec(columns=("duration_band", "tab")),
         ),
     )
 
@@ -144,7 +153,9 @@ def _with_video_properties(videos: pl.LazyFrame) -> pl.LazyFrame:
         pl.col(n).cast(pl.Float64, strict=False) for n in ("server_width", "server_height")
     )
     uploaded = pl.col("upload_dt").cast(pl.String).str.to_date("%Y-%m-%d", strict=False)
+    seconds = pl.col("video_duration").cast(pl.Float64, strict=False) / 1000.0
     return videos.with_columns(
+        duration_band=(4 * (1 + seconds).log(2)).round().cast(pl.Int64),
         tag=pl.col("tag").cast(pl.String).str.split(",").list.first(),
         aspect_ratio=pl.when(height > 0).then(width / height),
         upload_day=(uploaded - pl.date(2020, 1, 1)).dt.total_days(),

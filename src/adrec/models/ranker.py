@@ -33,6 +33,7 @@ from adrec.models.layers import (
     CrossLayer,
     FieldEncoder,
     GapEmbedding,
+    NumberEncoder,
     OutcomeEmbedding,
     SharedPrefixBlock,
     linear,
@@ -63,6 +64,8 @@ class RankerConfig(Strict):
     """DCN V2 layers; 0 leaves the sum of the features as it is."""
     cross_rank: int = Field(default=64, ge=1)
     """Rank of each cross layer."""
+    number_bins: int = Field(default=0, ge=0, le=64)
+    """Bins of the piecewise linear encoding of each counter and match; 0: standard scores alone."""
     head_hidden: int = Field(default=128, ge=1)
     """Hidden width of each task's head."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -112,11 +115,15 @@ class Ranker(nn.Module):
         self.user_fields = FieldEncoder(layout.user_sizes, layout.user_dense, dim)
         self.request_fields = FieldEncoder(layout.request_sizes, layout.request_dense, dim)
         self.ad_fields = FieldEncoder(layout.ad_sizes, layout.ad_dense, dim)
-        known = self.user_fields.width + self.request_fields.width
+        histories = len(layout.history_lengths)
+        known = self.user_fields.width + self.request_fields.width + histories
         self.field_tokens = linear(known, config.field_tokens * width)
         self.ad_token = nn.Linear(self.ad_fields.width, width)
         matches = sum(5 if impressions else 3 for impressions in layout.impressions)
-        crosses = layout.counters + matches * len(layout.ad_sizes)
+        self.numbers = NumberEncoder(
+            layout.counters + matches * len(layout.ad_sizes), config.number_bins
+        )
+        crosses = self.numbers.width
         self.cross_token = nn.Sequential(linear(crosses, width), nn.GELU(), nn.Linear(width, width))
         self.gap = GapEmbedding(width)
         self.outcomes = OutcomeEmbedding(len(layout.task_kinds), width)
@@ -146,8 +153,9 @@ class Ranker(nn.Module):
 
     def prefix(self, query: Query) -> Prefix:
         """Encode B requests once, for any number of candidates."""
+        lengths = [items.mask_BL.sum(1, keepdim=True).log1p() / 2 for items in query.histories]
         known = torch.cat(
-            [self.user_fields(query.user), self.request_fields(query.request)], dim=-1
+            [self.user_fields(query.user), self.request_fields(query.request), *lengths], dim=-1
         )
         batch, width = len(known), self.config.width
         tokens = [self.field_tokens(known).view(batch, self.config.field_tokens, width)]
@@ -172,8 +180,11 @@ class Ranker(nn.Module):
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
         keys.append(k)
         values.append(v)
+        return Prefix(self._histories(query), tuple(keys), tuple(values), mask_BT, summary_BD)
+
+    def _histories(self, query: Query) -> tuple[History, ...]:
         codes_DF = query.history_ads.categorical
-        histories = tuple(
+        return tuple(
             History(
                 codes_DF[items.place_BL],
                 items.mask_BL,
@@ -181,13 +192,20 @@ class Ranker(nn.Module):
             )
             for items, impressions in zip(query.histories, self.layout.impressions, strict=True)
         )
-        return Prefix(histories, tuple(keys), tuple(values), mask_BT, summary_BD)
+
+    @torch.no_grad()
+    def fit_numbers(self, batches: Iterable[Batch]) -> None:
+        """Scale what is known of user and ad together by a sample of impressions."""
+        rows = [
+            known_together(self._histories(b.query), b.candidates)[b.candidates.mask_BN]
+            for b in batches
+        ]
+        self.numbers.fit(torch.cat(rows))
 
     def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
         """Parameters of each task for each candidate, [B, N, 1 or 3]."""
         ad_BND = self.ad_fields(candidates.ads)
-        shared = [history_matches(history, candidates.ads) for history in prefix.histories]
-        crosses_BNX = torch.cat([candidates.counters_BNC, *shared], dim=-1)
+        crosses_BNX = self.numbers(known_together(prefix.histories, candidates))
         x_BND = self.ad_token(ad_BND) + self.cross_token(crosses_BNX)
         blocks = zip(self.blocks, prefix.keys, prefix.values, strict=True)
         for block, keys, values in blocks:
@@ -242,6 +260,12 @@ class Ranker(nn.Module):
     def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:
         """Probability or expected value of each task, uncalibrated, [B, N, K]."""
         return self.heads.predictions(self.score(prefix, candidates))
+
+
+def known_together(histories: Sequence[History], candidates: Candidates) -> Tensor:
+    """What is known of user and ad together, [B, N, X]: counters, then matches of histories."""
+    matches = [history_matches(history, candidates.ads) for history in histories]
+    return torch.cat([candidates.counters_BNC, *matches], dim=-1)
 
 
 def history_matches(history: History, ads: Fields) -> Tensor:

@@ -17,6 +17,7 @@ from adrec.models.two_tower import Draws, Shares, TwoTower, embed_ads
 
 _CHUNK_ADS = 65_536
 _VALID_ROWS = 8192
+_SCALED_ROWS = 20_000  # requests from which numbers get their scale
 
 
 class Objective(Protocol):
@@ -56,6 +57,8 @@ class RankerObjective:
         self._positive_weights = positive_weights
         self._requests = thin(dataset.requests("valid"), valid_requests)
         self._device = device
+        sample = thin(dataset.requests("train"), _SCALED_ROWS)
+        self.model.fit_numbers(dataset.in_order(sample, _VALID_ROWS))
 
     def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
         """Any requests may share a batch."""
