@@ -182,14 +182,15 @@ class TestCalibration:
 
         Platt's intercept makes the mean of the validation period exact but for its smoothed
         targets, at most 2 rows in 800 with 50 clicks: within 2 %. The arithmetic alone leaves what
-        a model of one epoch is wrong by: within a quarter. On the test period, whose rate is
-        another, the mean must be that of a run that kept all negatives: within a tenth.
+        a model of one epoch is wrong by: .98 to 1.29 over four seeds, as it is 1.09 to 1.38 where
+        nothing is left out. On the test period, whose rate is another, the mean must be that of a
+        run that kept all negatives: within a tenth.
         """
         pipeline.run(small_config({"training.ranker.negative_rate": 0.3}), run)
         runtime, raw, labels = _scored(run, "valid")
         actual = labels[:, 0].mean()
         assert raw[:, 0].mean() / actual > 2
-        assert runtime.calibration.undo(raw)[:, 0].mean() / actual == pytest.approx(1, abs=0.25)
+        assert runtime.calibration.undo(raw)[:, 0].mean() / actual == pytest.approx(1, abs=0.4)
         assert runtime.calibration.apply(raw)[:, 0].mean() / actual == pytest.approx(1, abs=0.02)
         means = []
         for each in (run, tiny_run):

@@ -17,6 +17,7 @@ from adrec.errors import ConfigError, DataError, RequestError
 from adrec.features.batches import stack_queries
 from adrec.features.dataset import Dataset
 from adrec.features.fitting import FeatureConfig
+from adrec.models.two_tower import embed_ads
 from adrec.recommender import Recommender, Request, Slate
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID
 
@@ -335,6 +336,41 @@ class TestTime:
         assert other.version == recommender.version
         assert _now(other) == _now(recommender)
         assert other.state is not recommender.state
+
+
+class TestAsOf:
+    def test_the_log_s_end_is_what_was_published(
+        self, recommender: Recommender, dataset: Dataset
+    ) -> None:
+        again = recommender.as_of(dataset.state("end"), _now(recommender))
+        assert again.runtime is recommender.runtime
+        assert again.version == recommender.version
+        assert again.index.tower == recommender.index.tower
+        assert again.index.config == recommender.index.config
+        for user in ("7", "8", None):
+            one, other = (r.recommend(user, 20, context=CONTEXT) for r in (recommender, again))
+            assert one.ads == other.ads
+
+    def test_the_index_answers_as_of_then(self, recommender: Recommender, dataset: Dataset) -> None:
+        """The nearest ads by vectors of how they stood when the test period began."""
+        then = dataset.split.test_from_ms
+        state = dataset.state("test")
+        early = recommender.as_of(state, then)
+        assert early.state is state
+        model = recommender.runtime.two_tower
+        ads = embed_ads(model, dataset.catalogue.encoded, dataset.state("test").standing(then))
+        query = dataset.query(dataset.requests("test")[:20])
+        scores = recommender.runtime.embed(query) @ ads[1:].T
+        for exact in (True, False):
+            found = early.retrieve(query, 10, exact=exact)
+            np.testing.assert_allclose(  # of equal scores either may come first
+                np.take_along_axis(scores, found - 1, axis=1),
+                -np.sort(-scores, axis=1)[:, :10],
+                rtol=1e-5,
+            )
+        assert (early.retrieve(query, 10) != recommender.retrieve(query, 10)).any()
+        slate = early.recommend("7", 5, context=CONTEXT, at_ms=then)
+        assert len(slate.ads) == 5
 
 
 class TestExcluded:

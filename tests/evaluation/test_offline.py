@@ -25,6 +25,7 @@ from adrec.evaluation.retrieval_baselines import PopularAds, queries
 from adrec.evaluation.slices import column_of
 from adrec.evaluation.tables import result_tables
 from adrec.features.dataset import Dataset
+from adrec.models.two_tower import embed_ads
 from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
 from adrec.retrieval.index_config import IndexConfig
@@ -256,10 +257,17 @@ class TestRetrieval:
     def test_recall_by_brute_force(
         self, result: Result, recommender: Recommender, dataset: Dataset
     ) -> None:
-        """Inner products with every ad, those seen before struck out, the first 20 looked at."""
+        """Inner products with every ad, those seen before struck out, the first 20 looked at.
+
+        Ads stand as they did when the test period began: the published index knows its clicks.
+        """
         asked = queries(dataset, CONFIG.queries)
+        standing_AS = dataset.state("test").standing(dataset.split.test_from_ms)
+        model, catalogue = recommender.runtime.two_tower, dataset.catalogue.encoded
+        ads = embed_ads(model, catalogue, standing_AS)[1:]
         core = recommender.index._core
-        ads = core.reconstruct_n(0, core.ntotal)[:, : recommender.index.dim]
+        published = core.reconstruct_n(0, core.ntotal)[:, : recommender.index.dim]
+        assert np.abs(ads - published).max() > 1e-3
         found = []
         for q, request in enumerate(asked.requests_Q):
             user = recommender.runtime.embed(dataset.query(np.array([request])))[0]

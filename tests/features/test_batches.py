@@ -1,11 +1,12 @@
-"""Batches: passing for new users and new ads."""
+"""Batches: passing for new users and new ads, and moving to a device."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from adrec.features.batches import Batch, forget_ads, forget_users
+from adrec.features.batches import Batch, Fields, forget_ads, forget_users, to_device
 from adrec.features.dataset import Dataset
 
 
@@ -63,3 +64,26 @@ def test_forgotten_ads_look_new(tiny_dataset: Dataset) -> None:
     again = batch_of(tiny_dataset)
     untouched = replace(batch.candidates.ads)
     assert torch.equal(untouched.categorical, again.candidates.ads.categorical)
+
+
+class Pool(NamedTuple):
+    """Tensors and a dataclass of them, as what a two-tower draws."""
+
+    row_U: torch.Tensor
+    ads: Fields
+
+
+def test_moving_to_a_device_keeps_the_kind_of_tuples(tiny_dataset: Dataset) -> None:
+    meta = torch.device("meta")  # a device that every machine has
+    batch = batch_of(tiny_dataset)
+    pool = to_device(Pool(torch.arange(3), batch.candidates.ads), meta)
+    assert isinstance(pool, Pool)
+    assert isinstance(pool.ads, Fields)
+    moved = to_device(batch, meta)
+    assert type(moved.query.histories) is tuple
+    tensors = (
+        pool.row_U, pool.ads.dense, moved.period_B, moved.query.histories[0].mask_BL,
+        moved.candidates.ads.categorical,
+    )  # fmt: skip
+    assert [tensor.device for tensor in tensors] == [meta] * len(tensors)
+    assert moved.period_B.shape == (200,)

@@ -23,6 +23,7 @@ from adrec.features.state import Rows, State
 from adrec.progress import Progress
 from adrec.schema import AD_ID, TIMESTAMP_MS, parse_schema
 
+HOUR_MS = 3_600_000
 ARRAYS = ("user_R", "time_ms_R", "slate_R", "ad_N", "labels_NK", "position_N", "propensity_N")
 
 
@@ -266,6 +267,101 @@ class TestHistories:
         assert [history.length for history in tiny_dataset.state("test").met] == [50]
 
 
+class TestBuildsOfTheIndex:
+    """Periods between two builds, and how ads stood when each began."""
+
+    def test_are_counted_back_from_the_test(self, tiny_dataset: Dataset) -> None:
+        split, starts = tiny_dataset.split, tiny_dataset.period_ms_P.tolist()
+        days = [split.test_from_ms - n * 24 * HOUR_MS for n in range(20)]
+        assert starts == [split.start_ms, *sorted(day for day in days if day > split.start_ms)]
+        assert len(starts) > 3
+        assert starts[-1] == split.test_from_ms
+        size, layout = len(tiny_dataset.catalogue), tiny_dataset.features.layout
+        assert tiny_dataset.standing_PAS.shape == (len(starts), size, layout.standing)
+
+    @pytest.mark.parametrize("chunk_rows", [300, 250_000])
+    def test_ads_stand_as_in_the_state_of_then(
+        self, tiny_world: Path, tmp_path: Path, chunk_rows: int
+    ) -> None:
+        """Each period against a state that took in what came before it, and nothing else."""
+        tables = open_layout("synthetic", tiny_world)
+        config = FeatureConfig(refresh_hours=17.0)
+        dataset = prepared(tables, tmp_path, chunk_rows=chunk_rows, config=config)
+        log = pl.concat(tables.chunks(1_000_000))
+        starts = dataset.period_ms_P.tolist()
+        assert set(np.diff(starts[1:])) == {17 * HOUR_MS}
+        for start, standing_AS in zip(starts, dataset.standing_PAS, strict=True):
+            state = State.begin(dataset.features, dataset.catalogue, tables.user_frame())
+            before = log.filter(pl.col(TIMESTAMP_MS) < start)
+            if before.height:
+                state.advance(before)
+            np.testing.assert_allclose(standing_AS, state.standing(start), atol=1e-6)
+            assert standing_AS.any() == (before.height > 0)
+        of_test = dataset.state("test").standing(dataset.split.test_from_ms)
+        np.testing.assert_allclose(dataset.standing_PAS[-1], of_test, atol=1e-6)
+
+    def test_nothing_of_a_period_is_known_when_it_begins(
+        self, tiny_world: Path, tiny_dataset: Dataset, tmp_path: Path
+    ) -> None:
+        """Other outcomes from an instant on: how ads stood until then is the same to the bit."""
+        strange = tmp_path / "world"
+        shutil.copytree(tiny_world, strange)
+        log = pl.read_parquet(strange / "impressions.parquet")
+        from_ms = tiny_dataset.split.valid_from_ms  # the features are fitted on what was before
+        late = pl.col(TIMESTAMP_MS) >= from_ms
+        turned = pl.when(late).then(1 - pl.col("click")).otherwise("click")
+        log.with_columns(turned.cast(log["click"].dtype).alias("click")).write_parquet(
+            strange / "impressions.parquet"
+        )
+        other = prepared(open_layout("synthetic", strange), tmp_path)
+        np.testing.assert_array_equal(other.period_ms_P, tiny_dataset.period_ms_P)
+        same_P = (other.standing_PAS == tiny_dataset.standing_PAS).all(axis=(1, 2))
+        np.testing.assert_array_equal(same_P, tiny_dataset.period_ms_P <= from_ms)
+        assert not same_P[-1]
+
+    def test_by_hand(self, tmp_path: Path) -> None:
+        """Builds every 5 ms, counted back from 15: at 10 and 5; the log starts at 1."""
+        schema = parse_schema(
+            "{name: t, request_id: request, tasks: [{name: click}], counters: [{columns: [ad_id]}]}"
+        )
+        # (request, ad, time): nobody asks between 5 and 10; `x` ends after the build at 15.
+        rows = [
+            ("v", "a", 1), ("v", "b", 4), ("w", "a", 10), ("x", "a", 14), ("x", "b", 20),
+            ("y", "c", 15),
+        ]  # fmt: skip
+        frame = pl.DataFrame(rows, schema=["request", "ad_id", "timestamp_ms"], orient="row")
+        tables = tables_from(
+            schema, {"impressions": ("log", frame.with_columns(click=pl.lit(0)).lazy())}
+        )
+        limits = SplitConfig.model_validate({"valid_from": 0.010, "test_from": 0.015})
+        config = FeatureConfig(refresh_hours=5 / HOUR_MS)
+        dataset = prepared(tables, tmp_path, split=limits, config=config)
+        assert dataset.time_ms_R.tolist() == [1, 10, 14, 15]
+        assert dataset.period_ms_P.tolist() == [1, 10, 15]  # of one without a request nothing
+        assert dataset.periods(np.array([3, 0, 1, 2, 1])).tolist() == [2, 0, 1, 1, 1]
+        abc = dataset.catalogue.directory.rows(pl.Series(["a", "b", "c"]))
+        shown = np.expm1(dataset.standing_PAS[:, abc, 0])
+        np.testing.assert_allclose(shown, [[0, 0, 0], [1, 1, 0], [3, 1, 0]], atol=1e-6)
+        assert not dataset.standing_PAS[:, 0].any()
+
+    def test_a_request_is_of_the_last_build_before_it(self, tiny_dataset: Dataset) -> None:
+        requests = np.random.default_rng(0).permutation(len(tiny_dataset))[:300]
+        found = tiny_dataset.periods(requests)
+        for request, period in zip(requests, found, strict=True):
+            came_ms = tiny_dataset.time_ms_R[request]
+            assert period == (tiny_dataset.period_ms_P <= came_ms).sum() - 1
+        np.testing.assert_array_equal(tiny_dataset.batch(requests).period_B, found)
+        last = len(tiny_dataset.period_ms_P) - 1
+        test = tiny_dataset.requests("test")
+        assert (tiny_dataset.periods(test) == last).all()
+        assert (tiny_dataset.periods(np.arange(test[0])) < last).all()
+
+    def test_a_log_without_counters_has_periods_too(self, tmp_path: Path) -> None:
+        dataset = slates([3, 1, 2], tmp_path)
+        assert dataset.standing_PAS.shape == (2, 7, 0)  # the log's start, and the test's
+        assert dataset.periods(np.arange(3)).tolist() == [0, 0, 1]
+
+
 class TestBatch:
     REQUESTS = np.array([7, 3, 1999, 3])
 
@@ -413,7 +509,7 @@ class TestDamage:
 
 def test_opening_again_reads_the_same(tiny_dataset: Dataset) -> None:
     again = Dataset(tiny_dataset.directory)
-    for name in (*ARRAYS, "counters_NC", "offset_R"):
+    for name in (*ARRAYS, "counters_NC", "offset_R", "period_ms_P", "standing_PAS"):
         np.testing.assert_array_equal(getattr(again, name), getattr(tiny_dataset, name))
     assert isinstance(again.ad_N, np.memmap)
     assert not again.ad_N.flags.writeable

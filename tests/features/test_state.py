@@ -27,7 +27,7 @@ from adrec.features.transforms import Features
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
 CONFIG = FeatureConfig(embed_user_id=True)
-DAY_MS = 86_400_000
+DAY_MS = 24 * 3_600_000
 
 
 def with_users(schema: Schema) -> Schema:
@@ -452,6 +452,100 @@ def test_a_history_of_impressions_by_hand(tmp_path: Path) -> None:
     later = state.visit("2", 3_000, {})
     assert state.query(later).histories[1].row_BL.count_nonzero() == 2
     assert sorted(ads[state.history_ads(later)]) == [" ", "x"]
+
+
+class TestStanding:
+    """How ads stand: what is known of each whoever asks."""
+
+    def test_is_what_serving_reads_of_each_ad_alone(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        log, state = whole_log(tables), begin(tables)
+        state.advance(log)
+        at = int(log[TIMESTAMP_MS][-1]) + DAY_MS
+        found = state.standing(at)
+        # Of users are the first 2 half-lives and the last 2 counters, each of 1 + 3 features; of
+        # ads alone: 2 of their id, 1 of their advertiser and 1 of their topic.
+        columns = slice(8, 24)
+        assert found.shape == (len(state.catalogue), 16)
+        assert state.features.layout.standing == 16
+        assert found.dtype == np.float32
+        someone = state.visit(log[USER_ID][0], at, {"device": "mobile"})
+        for visitor in (someone, state.visit(None, at, {})):
+            for ad in range(1, len(state.catalogue), 7):
+                alone = state.counters(visitor, np.array([ad]))[0, columns]
+                np.testing.assert_array_equal(found[ad], alone)
+        assert found[1:].any(axis=1).mean() > 0.9
+
+    def test_of_an_unknown_ad_nothing_is_known(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world)
+        log, state = whole_log(tables), begin(tables)
+        state.advance(log.with_columns(pl.lit("who?").alias(AD_ID)))
+        at = int(log[TIMESTAMP_MS][-1]) + DAY_MS
+        assert state.counters(state.visit(None, at, {}), np.zeros(1, np.int64)).any()
+        assert not state.standing(at).any()
+
+    def test_by_hand(self, tmp_path: Path) -> None:
+        """Clicks are known 1,000 ms after; counters of the user and of the site are left out."""
+        log = pl.DataFrame(
+            {
+                "user_id": ["u"] * 5,
+                "ad_id": ["x", "x", "y", "z", "x"],
+                "timestamp_ms": [1_000, 2_000, 2_000, 3_000, 4_000],
+                "click": [1, 0, 0, 1, 0],
+                "brand": ["b", "b", "b", "c", "b"],
+                "site": ["s"] * 5,
+            }
+        )
+        log.write_parquet(tmp_path / "impressions.parquet")
+        schema = parse_schema(
+            "{name: t, user_id: user_id, tasks: [{name: click, delay_ms: 1000}], fields:"
+            " [{name: brand, kind: categorical, role: ad},"
+            " {name: site, kind: categorical, role: context}], counters: [{columns: [site]},"
+            " {columns: [brand]}, {columns: [ad_id, site]}, {columns: [user_id, ad_id]},"
+            " {columns: [ad_id]}]}"
+        )
+        assert [spec.columns for spec in schema.standing] == [("brand",), ("ad_id",)]
+        tables = open_tables(schema, tmp_path)
+        features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=10**7)
+        catalogue = Catalogue.of(features, tables.ad_frame())
+        state = State.begin(features, catalogue, None)
+        state.advance(log)
+        (p,) = features.priors
+
+        def seen(shown: int, clicks: int) -> list[float]:
+            return [np.log1p(shown), np.log((clicks + 20 * p) / (shown + 20) / p)]
+
+        nothing = [0.0] * 4
+        x, y, z = (catalogue.directory.row(ad) for ad in "xyz")
+        # Each instant alone, as a state only moves on: (brand, ad) of x, y and z.
+        for at, expected in (
+            (5_000, [seen(3, 1) + seen(2, 1), seen(3, 1) + seen(1, 0), seen(1, 1) * 2]),
+            (5_001, [seen(4, 1) + seen(3, 1), seen(4, 1) + seen(1, 0), seen(1, 1) * 2]),
+        ):
+            found = state.standing(at)
+            np.testing.assert_allclose(found[[x, y, z]], expected, rtol=1e-5)
+            np.testing.assert_array_equal(found[0], nothing)
+        # Another state, as none goes back in time: it took in the first impression only.
+        early = State.begin(features, catalogue, None)
+        early.advance(log[:1])
+        np.testing.assert_array_equal(early.standing(2_000), np.zeros((4, 4)))
+        np.testing.assert_allclose(early.standing(2_001)[x], seen(1, 1) * 2, rtol=1e-5)
+
+    def test_after_saving_and_loading(self, tiny_world: Path, tmp_path: Path) -> None:
+        tables = opened(tiny_world, slow_outcomes)
+        log, state = whole_log(tables), begin(tables)
+        state.advance(log)
+        at = int(log[TIMESTAMP_MS][-1]) + 1
+        state.save(tmp_path)  # with outcomes that are not known yet
+        again = State.load(tmp_path, state.features, state.catalogue)
+        np.testing.assert_allclose(again.standing(at), state.standing(at), atol=1e-6)
+        later = at + 3 * DAY_MS
+        assert not np.array_equal(state.standing(later), state.standing(at))
+        np.testing.assert_allclose(again.standing(later), state.standing(later), atol=1e-6)
+
+    def test_without_counters(self, tiny_world: Path) -> None:
+        state = begin(opened(tiny_world, lambda schema: _changed(schema, counters=[])))
+        assert state.standing(10**13).shape == (len(state.catalogue), 0)
 
 
 def test_gaps_by_hand() -> None:

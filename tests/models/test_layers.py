@@ -16,6 +16,7 @@ from adrec.models.layers import (
     FieldEncoder,
     GapEmbedding,
     SharedPrefixBlock,
+    evaluating,
     masked_softmax,
     mlp,
 )
@@ -295,3 +296,19 @@ def test_dropout_passes_the_gradient_of_what_it_kept() -> None:
     found.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, found.detach())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluating_restores_the_mode_also_after_an_error(training: bool) -> None:
+    model = mlp((4, 4, 4), 0.5).train(training)
+
+    def broken() -> None:
+        with evaluating(model):
+            assert not any(layer.training for layer in model.modules())
+            assert torch.is_inference_mode_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert all(layer.training == training for layer in model.modules())
+    assert not torch.is_inference_mode_enabled()

@@ -499,6 +499,7 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
             torch.ones((2, 3), dtype=torch.bool),
         ),
         ad_row_BN=torch.ones((2, 3), dtype=torch.int64),
+        period_B=torch.zeros(2, dtype=torch.int64),
         labels_BNK=torch.zeros((2, 3, 1)),
     )
     loss = model.loss(batch, (1.0,), (1.0,))

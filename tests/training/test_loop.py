@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor, nn
@@ -359,6 +360,44 @@ def test_accumulated_batches_have_the_gradient_of_their_mean(
     assert second == pytest.approx(first, rel=0.01)
 
 
+def test_a_batch_is_of_one_group_and_no_request_of_a_negative_one_is_in_any(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    class Grouped(Ranking):
+        """Requests of users 4, 5, 6, ... are of groups -1, 0, 1, 2, -1, 0, ..."""
+
+        def __init__(self, dataset: Dataset) -> None:
+            super().__init__(dataset)
+            self.group_R = dataset.user_R % 4 - 1
+            self.of_ads: dict[tuple[int, ...], set[int]] = {}
+            for request in dataset.requests("train").tolist():
+                key = tuple(dataset.ad_N[slice(*dataset.offset_R[request : request + 2])].tolist())
+                self.of_ads.setdefault(key, set()).add(int(self.group_R[request]))
+            self.found: list[int] = []
+
+        def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
+            return self.group_R[requests_R]
+
+        def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+            groups = [self.of_ads[tuple(ads)] for ads in batch.ad_row_BN.tolist()]
+            (group,) = set.intersection(*groups)  # of a slate that was shown twice one of two
+            self.found.append(group)
+            return super().loss(batch, rng)
+
+    objective = Grouped(tiny_dataset)
+    config = CONFIG.model_copy(update={"new_user_share": 0.0, "batch_rows": 400})
+    position = run(objective, tiny_dataset, tmp_path, config)
+    train = tiny_dataset.requests("train")
+    used = train[objective.group_R[train] >= 0]
+    assert 0 < len(used) < len(train)
+    assert position.rows == 2 * 4 * len(used)  # 2 epochs, slates of 4
+    first, second = np.split(np.array(objective.found), 2)
+    for epoch in (first, second):
+        assert set(epoch.tolist()) == {0, 1, 2}
+        assert (np.diff(epoch) < 0).any()  # batches of the groups come in any order
+    assert first.tolist() != second.tolist()
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.4])
 def test_negatives_are_left_out_at_the_rate_and_positives_never(
     tiny_dataset: Dataset, tmp_path: Path, rate: float
@@ -520,6 +559,9 @@ class Scripted:
         nn.init.zeros_(self.model.weight)
         self._metrics = list(metrics)
         self.seen: list[float] = []  # the weight at the end of each epoch
+
+    def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.zeros(len(requests_R), np.int64)
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         return -self.model.weight.sum()

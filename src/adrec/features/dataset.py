@@ -94,7 +94,7 @@ def prepare(
 def _period_starts(times: Split, refresh_hours: float) -> list[int]:
     """When the index would have been built: at the log's start, every so many hours counted back
     from the start of the test period, and there for the last time."""
-    every_ms = round(refresh_hours * _MS_PER_HOUR)
+    every_ms = max(1, round(refresh_hours * _MS_PER_HOUR))
     back = range(times.test_from_ms, times.start_ms, -every_ms)
     return [times.start_ms, *reversed(back)]
 

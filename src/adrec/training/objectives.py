@@ -137,7 +137,7 @@ class TwoTowerObjective:
     def validate(self) -> Mapping[str, float]:
         """Share of clicked ads among the nearest of all ads, by brute force. The index is as old
         as it would be: built at the start of the validation period."""
-        period = self._dataset.periods(self._requests[:1])[0]
+        period = self._dataset.periods(self._dataset.requests("valid")[:1])[0]
         standing_AS = self._dataset.standing_PAS[period]
         ads = embed_ads(self.model, self._dataset.catalogue.encoded, standing_AS)
         users = embed_requests(self.model, self._dataset, self._requests, self._device)
