@@ -23,6 +23,7 @@ from adrec.config import RunConfig, load_config
 from adrec.data.layouts import synthetic_schema
 from adrec.errors import ConfigError, DataError
 from adrec.features.dataset import Dataset
+from adrec.models.ranker import Ranker
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.training.checkpoint import fingerprint
@@ -203,6 +204,15 @@ class TestCalibration:
         calibration = Calibration.model_validate_json(text)
         assert [task.method for task in calibration.tasks] == ["platt", "platt", "scale"]
         assert calibration.negative_rate == 1
+
+
+def test_the_published_ranker_scales_numbers_as_its_training_period_does(tiny_run: Path) -> None:
+    dataset, ranker = Dataset(tiny_run / "dataset"), Bundle.open(tiny_run).runtime().ranker
+    expected = Ranker(ranker.config, ranker.layout)
+    expected.fit_numbers([dataset.batch(dataset.requests("train"))])
+    for name, buffer in expected.scores.named_buffers():
+        found = ranker.scores.get_buffer(name)
+        np.testing.assert_allclose(found, buffer, rtol=1e-4, atol=1e-6)
 
 
 class TestTruth:

@@ -1,13 +1,19 @@
 """KuaiRand, read as its module says."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
 from adrec.data.checks import require_valid
 from adrec.data.kuairand import open_kuairand
 from adrec.errors import DataError
+from adrec.features.catalogue import Catalogue
+from adrec.features.fitting import FeatureConfig
+from adrec.features.state import State
+from adrec.features.transforms import Features
 from data.folders import MIDNIGHT_MS, real, write_kuairand
 
 
@@ -37,6 +43,74 @@ def test_kuairand_videos(tmp_path: Path) -> None:
     assert ads["tag"].to_list() == ["20", None]
     assert ads["aspect_ratio"].to_list() == [0.5, None]
     assert ads["upload_day"].to_list() == [0.0, 830.0]  # 2020: 366, 2021: 365, to 10 April: 99
+    assert ads["video_duration"].to_list() == [9000.0, None]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "band"),
+    [
+        (0.0, "0"),
+        (1_000.0, "4"),  # 4 log2(2)
+        (9_000.0, "13"),  # 4 log2(10) = 13.3
+        (60_000.0, "24"),  # 4 log2(61) = 23.7
+        (61_000.0, "24"),  # 4 log2(62) = 23.8
+        (None, None),
+    ],
+)
+def test_kuairand_durations_fall_into_bands_of_a_quarter_of_a_doubling(
+    tmp_path: Path, milliseconds: float | None, band: str | None
+) -> None:
+    changed = {"video_duration": [milliseconds, 3_000.0]}
+    ads = open_kuairand(write_kuairand(tmp_path, videos=changed)).ad_frame()
+    assert ads["duration_band"].to_list() == [band, "8"]
+
+
+def test_kuairand_needs_durations(tmp_path: Path) -> None:
+    write_kuairand(tmp_path)
+    videos = pl.read_parquet(tmp_path / "videos.parquet").drop("video_duration")
+    videos.write_parquet(tmp_path / "videos.parquet")
+    with pytest.raises(DataError, match="column 'video_duration': the column is missing"):
+        open_kuairand(tmp_path)
+
+
+def test_kuairand_counts_videos_users_and_tabs_alone_and_together(tmp_path: Path) -> None:
+    """User 1 sees videos 10 and 11 of one band in tabs 1 and 0, user 3 video 10 in tab 1."""
+    same_length: dict[str, list[Any]] = {
+        "video_duration": [9_000.0, 9_300.0],
+        "tag": ["20,43", "7"],
+    }
+    tables = open_kuairand(write_kuairand(tmp_path, videos=same_length))
+    schema = tables.schema
+    features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=MIDNIGHT_MS * 2)
+    state = State.begin(features, Catalogue.of(features, tables.ad_frame()), tables.user_frame())
+    rows = state.advance(pl.concat(tables.chunks(100)))
+    place, counts = 0, {}
+    for spec in schema.counters:
+        # The first half-life of each, and of that log(1 + n).
+        counts[spec.columns] = np.expm1(rows.counters_NC[:, place]).round(4).tolist()
+        place += len(spec.half_lives_hours) * (1 + len(schema.tasks))
+    assert place == rows.counters_NC.shape[1] == features.layout.counters
+    assert {key: n for key, n in counts.items() if sum(n)} == {
+        ("user_id",): [0, 1, 0],
+        ("ad_id",): [0, 0, 1],
+        ("author_id",): [0, 0, 1],
+        ("music_id",): [0, 0, 1],
+        ("tag",): [0, 0, 1],
+        ("tab",): [0, 0, 1],
+        ("user_id", "duration_band"): [0, 1, 0],
+        ("ad_id", "tab"): [0, 0, 1],
+        ("author_id", "tab"): [0, 0, 1],
+        ("tag", "tab"): [0, 0, 1],
+        ("duration_band", "tab"): [0, 0, 1],
+    }
+    assert {key for key, n in counts.items() if not sum(n)} == {
+        ("user_id", "author_id"), ("user_id", "tag"), ("user_id", "tab")
+    }  # fmt: skip
+    # What was shown: nothing before the log; then video 10, which the user clicked and watched.
+    shown = rows.histories[[field.name for field in schema.sequences].index("shown")]
+    ids = ["", *state.catalogue.directory.ids]
+    assert [[ids[ad] for ad in row if ad] for row in shown.ads] == [[], ["10"], []]
+    assert shown.outcomes[:, -1].tolist() == [0, 0b111, 0]
 
 
 def test_kuairand_outcomes_are_never_features(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Layers against naive implementations with the same weights."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from adrec.models.layers import (
     Dropout,
     FieldEncoder,
     GapEmbedding,
+    OutcomeEmbedding,
     SharedPrefixBlock,
+    StandardScore,
     evaluating,
     masked_softmax,
     mlp,
 )
+from adrec.training.checkpoint import load_weights, save_weights
 
 BATCH, PREFIX, CANDIDATES, WIDTH, HEADS = 3, 7, 5, 24, 4
 # Sums of a few dozen float32 products in another order: 1e-6 each, 1e-5 with room.
@@ -218,6 +222,72 @@ def test_gaps_fall_into_buckets_and_the_unknown_has_one_of_its_own() -> None:
     # Buckets of 0.35: 0 and 0.3 share the first, 0.4 is in the second, 99 in the last.
     found = gap(torch.tensor([[UNKNOWN_GAP, 0.0, 0.3, 0.4, 99.0]]))[0]
     assert torch.equal(found, rows[[0, 1, 1, 2, 24]])
+
+
+def test_outcomes_add_a_vector_for_each_task_that_is_known_as_positive() -> None:
+    torch.manual_seed(0)
+    outcomes = OutcomeEmbedding(3, 2)
+    click, like, sale = outcomes.of_bits.weight.T
+    found = outcomes(torch.tensor([[0, 1, 2, 5, 7, 8]], dtype=torch.uint8))[0]  # 8: no task 3
+    expected = torch.stack([0 * click, click, like, click + sale, click + like + sale, 0 * click])
+    np.testing.assert_allclose(found.detach(), expected.detach(), atol=1e-7)
+
+
+def test_only_the_first_8_tasks_have_an_outcome() -> None:
+    torch.manual_seed(0)
+    outcomes = OutcomeEmbedding(11, 2)
+    assert outcomes.of_bits.in_features == 8
+    found = outcomes(torch.tensor([[128, 255]], dtype=torch.uint8))[0]
+    weight_DK = outcomes.of_bits.weight
+    expected = torch.stack([weight_DK[:, 7], weight_DK.sum(1)])
+    np.testing.assert_allclose(found.detach(), expected.detach(), atol=1e-6)
+
+
+def test_numbers_are_standard_scores_by_hand() -> None:
+    # 1, 2, 3, 6: a mean of 3, squares of 4 + 1 + 0 + 9 = 14 over 3. The second is always 5.
+    scores = StandardScore(2)
+    scores.fit(torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [6.0, 5.0]]))
+    spread = math.sqrt(14 / 3)
+    assert scores.mean_X.tolist() == [3.0, 5.0]
+    np.testing.assert_allclose(scores.spread_X, [spread, 1e-3], rtol=1e-6)
+    found = scores(torch.tensor([[[1.0, 5.0], [6.0, 5.0]], [[12.0, 4.0], [-9.0, 6.0]]]))
+    # 12 and -9 are more than 4 spreads of 2.16 away; so is whatever differs from a constant.
+    expected = [[[-2 / spread, 0.0], [3 / spread, 0.0]], [[4.0, -4.0], [-4.0, 4.0]]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_constant_number_scores_nothing_however_it_is_rounded() -> None:
+    scores = StandardScore(1)
+    constant = torch.full((10_001, 1), 0.1)
+    scores.fit(constant)
+    # A mean of float32 is off by 1e-7 of itself at most, a spread is 1e-3 at least.
+    np.testing.assert_allclose(scores(constant[:3]), np.zeros((3, 1)), atol=1e-3)
+
+
+def test_numbers_before_they_are_fitted_are_left_as_they_are() -> None:
+    x = torch.tensor([[0.0, -3.5, 4.0]])
+    assert torch.equal(StandardScore(3)(x), x)
+    assert StandardScore(0)(torch.zeros((2, 0))).shape == (2, 0)
+
+
+def test_the_scales_of_numbers_are_saved_with_the_weights_but_not_trained(tmp_path: Path) -> None:
+    scores, other = StandardScore(2), StandardScore(2)
+    sample = torch.randn((50, 2), generator=torch.Generator().manual_seed(0)) * 3 + 1
+    scores.fit(sample)
+    assert not list(scores.parameters())
+    save_weights(scores, tmp_path / "scores.safetensors")
+    load_weights(tmp_path / "scores.safetensors", other)
+    assert torch.equal(other(sample), scores(sample))
+    assert not torch.equal(other(sample), sample)
+
+
+def test_the_gradient_goes_through_a_score_unless_it_is_clamped() -> None:
+    scores = StandardScore(1)
+    scores.fit(torch.tensor([[0.0], [4.0]]))  # a mean of 2, a spread of sqrt(8)
+    x = torch.tensor([[3.0], [50.0]], requires_grad=True)
+    scores(x).sum().backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.flatten(), [1 / math.sqrt(8), 0.0], rtol=1e-6)
 
 
 def test_attention_pool_of_nothing_is_zero_and_of_one_is_that_one() -> None:

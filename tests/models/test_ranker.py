@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,15 @@ from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Quer
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.layers import SharedPrefixBlock
-from adrec.models.ranker import History, Ranker, RankerConfig, history_matches
+from adrec.models.ranker import (
+    History,
+    Ranker,
+    RankerConfig,
+    history_matches,
+    known_together,
+)
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
+from adrec.training.checkpoint import load_weights, save_weights
 
 SMALL = RankerConfig(
     embedding_dim=4,
@@ -37,10 +45,11 @@ def layout(tiny_dataset: Dataset) -> Layout:
 
 
 @pytest.fixture
-def ranker(layout: Layout) -> Ranker:
-    """A small ranker with weights that make every part of it matter."""
+def ranker(layout: Layout, tiny_dataset: Dataset) -> Ranker:
+    """A small ranker with scales and weights that make every part of it matter."""
     torch.manual_seed(0)
     model = Ranker(SMALL, layout).eval()
+    model.fit_numbers([tiny_dataset.batch(tiny_dataset.requests("train")[::8])])
     with torch.no_grad():
         model.heads.position.weight.normal_(std=0.5)
     return model
@@ -103,8 +112,10 @@ def pick(candidates: Candidates, places: Tensor) -> Candidates:
 def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]:
     """One candidate's outputs from one explicit sequence [prefix; candidate], nothing shared."""
     query, config = batch.query, model.config
-    known = torch.cat([model.user_fields(query.user), model.request_fields(query.request)], -1)
-    tokens = list(model.field_tokens(known)[request].view(config.field_tokens, config.width))
+    fields = torch.cat([model.user_fields(query.user), model.request_fields(query.request)], -1)
+    lengths = [int(history.mask_BL[request].sum()) for history in query.histories]
+    known = torch.cat([fields[request], torch.tensor([math.log1p(n) / 2 for n in lengths])])
+    tokens = list(model.field_tokens(known).view(config.field_tokens, config.width))
     past, shared = [], []
     c = batch.candidates
     for i, history in enumerate(query.histories):
@@ -131,13 +142,20 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
             recent = (matches * fade[:, None]).sum(0) / max(1e-6, float((there * fade).sum()))
             shared += recent.tolist()
     ad = model.ad_fields(c.ads)[request, place]
-    crosses = torch.cat([c.counters_BNC[request, place], torch.tensor(shared)])
+    numbers = [*c.counters_BNC[request, place].tolist(), *shared]
+    means, spreads = model.scores.mean_X.tolist(), model.scores.spread_X.tolist()
+    crosses = torch.tensor(
+        [
+            min(max((number - mean) / spread, -4.0), 4.0)
+            for number, mean, spread in zip(numbers, means, spreads, strict=True)
+        ]
+    )
     x_TD = torch.stack([*tokens, *past, model.ad_token(ad) + model.cross_token(crosses)])
     for block in model.blocks:
         x_TD = naive_block(block, x_TD)
     mean = torch.stack(past).mean(0) if past else torch.zeros(config.width)
     x0 = (
-        model.request_cross(known)[request]
+        model.request_cross(known)
         + model.history_cross(mean)
         + model.ad_cross(ad)
         + model.pair_cross(crosses)
@@ -305,6 +323,113 @@ def test_nothing_matches_an_empty_history() -> None:
     assert (history_matches(history, ads) == torch.zeros((1, 5, 6))).all()
 
 
+# --- the scales of what is known together -------------------------------------------------------
+
+
+def test_what_is_known_together_is_counters_then_matches_in_order_of_the_sequences(
+    ranker: Ranker, batch: Batch
+) -> None:
+    c, histories = batch.candidates, ranker.prefix(batch.query).histories
+    found = known_together(histories, c)
+    fields = c.ads.categorical.shape[-1]
+    widths = [c.counters_BNC.shape[-1], 3 * fields, 5 * fields]  # the impressions tell clicks, too
+    counters, met, shown = found.split(widths, dim=-1)
+    assert torch.equal(counters, c.counters_BNC)
+    assert torch.equal(met, history_matches(histories[0], c.ads))
+    assert torch.equal(shown, history_matches(histories[1], c.ads))
+    assert found.shape[-1] == len(ranker.scores.mean_X)
+
+
+def test_numbers_are_scaled_by_the_real_impressions_of_all_batches(
+    ranker: Ranker, tiny_dataset: Dataset
+) -> None:
+    batches = [ragged(tiny_dataset, 24), tiny_dataset.batch(tiny_dataset.requests("train")[-40:])]
+    rows = []
+    for batch in batches:
+        known = known_together(ranker.prefix(batch.query).histories, batch.candidates)
+        rows += [known[b, n].tolist() for b, n in batch.candidates.mask_BN.nonzero().tolist()]
+    assert len(rows) == sum(batch.rows for batch in batches) < 64 * 4
+    ranker.fit_numbers(iter(batches))
+    np.testing.assert_allclose(ranker.scores.mean_X, np.mean(rows, axis=0), atol=1e-5)
+    spread = np.maximum(np.std(rows, axis=0, ddof=1), 1e-3)
+    np.testing.assert_allclose(ranker.scores.spread_X, spread, rtol=1e-3, atol=1e-5)
+    with torch.inference_mode():
+        scores = ranker.scores(torch.tensor(rows))
+    assert (scores == 4.0).any()
+    assert float(scores.abs().max()) == 4.0
+
+
+def test_padding_has_no_part_in_the_scales(ranker: Ranker, tiny_dataset: Dataset) -> None:
+    batch = ragged(tiny_dataset)
+    ranker.fit_numbers([batch])
+    before = [buffer.clone() for buffer in ranker.scores.buffers()]
+    ranker.fit_numbers([other_padding(batch)])
+    assert all(map(torch.equal, ranker.scores.buffers(), before))
+    everything = replace(batch.candidates, mask_BN=torch.ones_like(batch.candidates.mask_BN))
+    ranker.fit_numbers([replace(batch, candidates=everything)])  # ... as it would have with it
+    assert not torch.equal(ranker.scores.mean_X, before[0])
+
+
+def test_scaling_draws_nothing_and_touches_nothing_else(
+    ranker: Ranker, tiny_dataset: Dataset
+) -> None:
+    batch = ragged(tiny_dataset)
+    ranker.fit_numbers([batch])
+    once = {name: value.clone() for name, value in ranker.state_dict().items()}
+    ranker.train()
+    drawn = torch.get_rng_state()
+    ranker.fit_numbers([batch])
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert ranker.training
+    again = ranker.state_dict()
+    assert list(again) == list(once)
+    assert all(torch.equal(again[name], value) for name, value in once.items())
+
+
+def test_the_scales_decide_on_scores_and_are_saved_with_the_weights(
+    ranker: Ranker, layout: Layout, batch: Batch, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    save_weights(ranker, tmp_path / "model.safetensors")
+    torch.manual_seed(9)
+    other = Ranker(SMALL, layout).eval()
+    load_weights(tmp_path / "model.safetensors", other)
+    with torch.inference_mode():
+        expected = ranker(batch)
+        assert all(map(torch.equal, other(batch), expected))
+        other.fit_numbers([ragged(tiny_dataset)])
+        assert not torch.equal(other(batch)[0], expected[0])
+
+
+@pytest.mark.parametrize("history", [0, 1])
+def test_the_length_of_a_history_is_known_beyond_its_tokens(
+    layout: Layout, tiny_dataset: Dataset, history: int
+) -> None:
+    # No item becomes more than the one token of the latest, which stays; ads that share nothing
+    # with the history match nothing. What is left to tell 5 items from 2 is their number.
+    torch.manual_seed(0)
+    model = Ranker(SMALL.model_copy(update={"history_tokens": 1}), layout).eval()
+    batch = tiny_dataset.batch(tiny_dataset.requests("test")[-2:])
+    histories = list(batch.query.histories)
+    places = torch.arange(histories[history].mask_BL.shape[1])
+    missing = torch.zeros_like(batch.candidates.ads.categorical)
+    strange = replace(batch.candidates, ads=replace(batch.candidates.ads, categorical=missing))
+
+    def scores(items: int) -> Tensor:
+        mask_BL = (places >= len(places) - items).expand(2, -1)
+        histories[history] = replace(histories[history], mask_BL=mask_BL)
+        query = replace(batch.query, histories=tuple(histories))
+        with torch.inference_mode():
+            outputs: list[Tensor] = model(replace(batch, query=query, candidates=strange))
+        return outputs[0]
+
+    five, two = scores(5), scores(2)
+    assert not torch.equal(five, two)
+    with torch.no_grad():  # without the weights of the lengths they are the same
+        for layer in (model.field_tokens, model.request_cross):
+            layer.weight[:, -2:] = 0.0
+    np.testing.assert_allclose(scores(5), scores(2), atol=TOLERANCE)
+
+
 def test_it_can_start_from_the_two_towers_embeddings(layout: Layout) -> None:
     torch.manual_seed(1)
     tower = TwoTower(TwoTowerConfig(embedding_dim=4, hidden=(8,), output_dim=4), layout)
@@ -356,10 +481,10 @@ def test_the_loss_is_the_weighted_sum_of_the_means_over_impressions(
     assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_loss_ignores_padded_candidates(ranker: Ranker, tiny_dataset: Dataset) -> None:
-    batch = ragged(tiny_dataset)
+def other_padding(batch: Batch) -> Batch:
+    """The same impressions, with something else in the places that hold none."""
     mask = batch.candidates.mask_BN[..., None]
-    noise = replace(
+    return replace(
         batch,
         candidates=replace(
             batch.candidates,
@@ -371,10 +496,13 @@ def test_the_loss_ignores_padded_candidates(ranker: Ranker, tiny_dataset: Datase
         ),
         labels_BNK=torch.where(mask, batch.labels_BNK, 7.0),
     )
+
+
+def test_the_loss_ignores_padded_candidates(ranker: Ranker, tiny_dataset: Dataset) -> None:
+    batch = ragged(tiny_dataset)
     with torch.inference_mode():
-        assert torch.equal(
-            ranker.loss(batch, WEIGHTS, POSITIVE), ranker.loss(noise, WEIGHTS, POSITIVE)
-        )
+        expected = ranker.loss(batch, WEIGHTS, POSITIVE)
+        assert torch.equal(ranker.loss(other_padding(batch), WEIGHTS, POSITIVE), expected)
 
 
 def test_a_positive_weight_counts_positives_more(ranker: Ranker, tiny_dataset: Dataset) -> None:
@@ -468,7 +596,9 @@ def test_heads_must_divide_the_width() -> None:
         RankerConfig(width=32, heads=3)
 
 
-def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) -> None:
+def test_a_log_may_lack_histories_counters_positions_and_fields(
+    layout: Layout, tmp_path: Path
+) -> None:
     bare = replace(
         layout,
         user_sizes=(),
@@ -505,6 +635,8 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(layout: Layout) 
     loss = model.loss(batch, (1.0,), (1.0,))
     loss.backward()
     assert torch.isfinite(loss)
+    save_weights(model, tmp_path / "model.safetensors")
+    load_weights(tmp_path / "model.safetensors", Ranker(SMALL, bare))
 
 
 def test_the_last_items_of_a_history() -> None:

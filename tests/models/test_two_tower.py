@@ -200,17 +200,18 @@ def test_the_linear_part_of_users_by_loops(
 ) -> None:
     same = torch.linspace(-1.0, 1.0, 15)
     silence(model.user_tower, same)
-    history = batch.query.histories[0]
     sizes = set()
     with torch.inference_mode():
         found = model.users(batch.query)
         ads = model.ad_fields(Fields.of(tiny_dataset.catalogue.encoded))
-        for b, rows in enumerate(history.row_BL.tolist()):
-            items = [row for row in rows if row]
-            summed = sum((ads[row] for row in items), torch.zeros(model.ad_fields.width))
-            vector = same + model.sums[0].weight @ summed / math.sqrt(1 + len(items))
+        for b in range(len(batch.query)):
+            vector = same
+            for history, project in zip(batch.query.histories, model.sums, strict=True):
+                items = [row for row in history.row_BL[b].tolist() if row]
+                summed = sum((ads[row] for row in items), torch.zeros(model.ad_fields.width))
+                vector = vector + project.weight @ summed / math.sqrt(1 + len(items))
+                sizes.add(len(items))
             np.testing.assert_allclose(found[b, :-1], vector / vector.norm(), atol=1e-5)
-            sizes.add(len(items))
     assert len(sizes) > 5
 
 
@@ -227,33 +228,57 @@ def test_the_linear_part_of_ads_by_loops(
             np.testing.assert_allclose(found[row, :-1], vector / vector.norm(), atol=1e-5)
 
 
-def test_padding_of_histories_does_not_matter(model: TwoTower, batch: Batch) -> None:
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_padding_of_histories_does_not_matter(model: TwoTower, batch: Batch, sequence: int) -> None:
     """Neither what stands in the empty places nor how many there are."""
 
-    def users(history: HistoryItems) -> torch.Tensor:
-        return model.users(replace(batch.query, histories=(history,)))
+    def with_it(history: HistoryItems) -> Query:
+        histories = list(batch.query.histories)
+        histories[sequence] = history
+        return replace(batch.query, histories=tuple(histories))
 
-    history = batch.query.histories[0]
+    history = batch.query.histories[sequence]
     padded = ~history.mask_BL
     noise = replace(
         history,
         place_BL=torch.where(padded, history.place_BL.max(), history.place_BL),
         row_BL=torch.where(padded, 7, history.row_BL),
         gap_BL=torch.where(padded, 3.0, history.gap_BL),
+        outcomes_BL=torch.where(padded, 5, history.outcomes_BL),
     )
-    recent = replace(history, mask_BL=history.mask_BL & (torch.arange(50) >= 30))
+    length = history.mask_BL.shape[1]
+    recent = replace(history, mask_BL=history.mask_BL & (torch.arange(length) >= length - 9))
     assert padded.any()
+    assert not torch.equal(recent.mask_BL, history.mask_BL)
     with torch.inference_mode():
-        expected = users(history)
-        assert torch.equal(users(noise), expected)
-        np.testing.assert_allclose(users(history.last(20)), users(recent), atol=1e-6)
+        expected = model.users(with_it(history))
+        assert torch.equal(model.users(with_it(noise)), expected)
+        few, masked = model.users(with_it(history.last(9))), model.users(with_it(recent))
+        np.testing.assert_allclose(few, masked, atol=1e-6)
         cut_B = torch.linspace(0.0, 0.99, 64)
-        past, other = (
-            model._past_positives(replace(batch.query, histories=(h,)), cut_B)
-            for h in (history, noise)
-        )
+        past, other = (model._past_positives(with_it(h), sequence, cut_B) for h in (history, noise))
     for one, two in zip(past, other, strict=True):
         assert torch.equal(one, two)
+
+
+def test_what_came_of_a_history_moves_users_through_the_tower_alone(
+    model: TwoTower, batch: Batch
+) -> None:
+    def users(sequence: int, bits: int) -> torch.Tensor:
+        histories = list(batch.query.histories)
+        outcomes = torch.full_like(histories[sequence].outcomes_BL, bits)
+        histories[sequence] = replace(histories[sequence], outcomes_BL=outcomes)
+        with torch.inference_mode():
+            return model.users(replace(batch.query, histories=tuple(histories)))
+
+    for sequence in (0, 1):
+        some = batch.query.histories[sequence].mask_BL.any(dim=1)
+        nothing = users(sequence, 0)
+        for bits in (1, 2, 4):
+            assert ((users(sequence, bits) != nothing).any(dim=1) == some).all()
+        assert torch.equal(users(sequence, 8), nothing)  # there is no task 3
+    silence(model.user_tower, torch.linspace(-1.0, 1.0, 15))
+    assert torch.equal(users(1, 7), users(1, 0))  # the linear part sees ads
 
 
 def test_a_share_of_the_items_is_dropped_in_training_alone(layout: Layout) -> None:
@@ -436,12 +461,13 @@ def test_past_positives_come_from_what_was_met_not_from_what_was_shown(
         model = TwoTower(SMALL, replace(layout, impressions=impressions))
         with torch.no_grad():  # so that it does not matter which sequence is which
             model.pools[1].load_state_dict(model.pools[0].state_dict())
+            model.sums[1].load_state_dict(model.sums[0].state_dict())
             first = model.user_tower[0].weight
             first[:, -16:] = first[:, -32:-16]
         histories = batch.query.histories[::-1] if swapped else batch.query.histories
         other = replace(batch, query=replace(batch.query, histories=histories))
         with torch.inference_mode():
-            return float(model.loss(other, uniform(tiny_dataset), shares))
+            return float(model.loss(other, uniform(tiny_dataset, batch), shares))
 
     first_met, second_met = loss((False, True), False), loss((True, False), True)
     assert first_met == pytest.approx(second_met, rel=1e-5)

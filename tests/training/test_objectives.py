@@ -1,5 +1,7 @@
 """Objectives: batches of one period, with ads as they stood when it began."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from adrec.data.layouts import open_layout
+from adrec.data.splits import SplitConfig
 from adrec.features.batches import Batch
-from adrec.features.dataset import Dataset
+from adrec.features.dataset import Dataset, prepare
+from adrec.features.fitting import FeatureConfig
 from adrec.metrics import recall_at_k
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.two_tower import Draws, Shares, TwoTower, TwoTowerConfig, embed_ads
+from adrec.schema import Schema
 from adrec.training import objectives
 from adrec.training.config import TrainConfig
 from adrec.training.loop import train
@@ -22,11 +28,15 @@ from adrec.training.objectives import (
     clicked_ads,
     embed_requests,
     positive_shares,
+    thin,
 )
 
 CPU = torch.device("cpu")
 TOWER = TwoTowerConfig(
     embedding_dim=4, hidden=(16,), output_dim=8, history_dim=8, history_heads=1, dropout=0.0
+)
+RANKER = RankerConfig(
+    embedding_dim=4, width=16, layers=1, heads=2, feed_forward=32, cross_rank=4, head_hidden=8
 )
 CONFIG = TrainConfig(epochs=1, batch_rows=800, precision="float32")
 
@@ -47,6 +57,17 @@ def objective_of(dataset: Dataset, **changes: Any) -> tuple[TwoTowerObjective, N
     torch.manual_seed(0)
     model = Noted(TOWER.model_copy(update=changes), dataset)
     return TwoTowerObjective(model, dataset, valid_requests=50, device=CPU), model
+
+
+def ranker_of(dataset: Dataset, seed: int = 0) -> RankerObjective:
+    torch.manual_seed(seed)
+    return RankerObjective(
+        Ranker(RANKER, dataset.features.layout),
+        dataset,
+        positive_weights=(1.0, 1.0, 1.0),
+        valid_requests=50,
+        device=CPU,
+    )
 
 
 def clicked(dataset: Dataset) -> np.ndarray:
@@ -73,15 +94,51 @@ class TestGroups:
         np.testing.assert_array_equal(found[clicks], tiny_dataset.periods(requests[clicks]))
 
     def test_of_the_ranker_are_one(self, tiny_dataset: Dataset) -> None:
-        config = RankerConfig(embedding_dim=4, width=16, layers=1, heads=2, feed_forward=32)
-        objective = RankerObjective(
-            Ranker(config, tiny_dataset.features.layout),
-            tiny_dataset,
-            positive_weights=(1.0, 1.0, 1.0),
-            valid_requests=50,
-            device=CPU,
-        )
+        objective = ranker_of(tiny_dataset)
         assert set(objective.groups(tiny_dataset.requests("train")).tolist()) == {0}
+
+
+class TestScales:
+    """The ranker's scales of numbers are there before its first step."""
+
+    def test_they_are_of_the_training_period(self, tiny_dataset: Dataset) -> None:
+        found = ranker_of(tiny_dataset).model
+        expected = Ranker(RANKER, tiny_dataset.features.layout)
+        expected.fit_numbers([tiny_dataset.batch(tiny_dataset.requests("train"))])
+        for name, buffer in expected.scores.named_buffers():
+            np.testing.assert_allclose(found.scores.get_buffer(name), buffer, rtol=1e-4, atol=1e-6)
+        everything = np.concatenate([tiny_dataset.requests(s) for s in ("train", "valid", "test")])
+        expected.fit_numbers([tiny_dataset.batch(everything)])  # a mean shifts by a tenth or so
+        assert not np.allclose(found.scores.mean_X, expected.scores.mean_X, rtol=1e-3)
+
+    @pytest.mark.parametrize("most", [1, 100])
+    def test_a_long_period_is_thinned_evenly(
+        self, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        monkeypatch.setattr(objectives, "_SCALED_ROWS", most)
+        found = ranker_of(tiny_dataset).model
+        expected = Ranker(RANKER, tiny_dataset.features.layout)
+        sample = thin(tiny_dataset.requests("train"), most)
+        assert len(sample) == most
+        expected.fit_numbers([tiny_dataset.batch(sample)])
+        assert all(map(torch.equal, found.scores.buffers(), expected.scores.buffers()))
+
+    def test_they_are_the_same_each_time_and_draw_nothing(self, tiny_dataset: Dataset) -> None:
+        one, other = (ranker_of(tiny_dataset, seed).model for seed in (0, 1))
+        assert all(map(torch.equal, one.scores.buffers(), other.scores.buffers()))
+        torch.manual_seed(1)
+        Ranker(RANKER, tiny_dataset.features.layout)
+        drawn = torch.get_rng_state()
+        ranker_of(tiny_dataset, 1)
+        assert torch.equal(torch.get_rng_state(), drawn)
+
+    def test_training_leaves_them_alone(self, tiny_dataset: Dataset, tmp_path: Path) -> None:
+        objective = ranker_of(tiny_dataset)
+        before = [buffer.clone() for buffer in objective.model.scores.buffers()]
+        weight = objective.model.pair_cross.weight.clone()
+        train(objective, tiny_dataset, CONFIG, tmp_path, name="model")
+        assert not torch.equal(objective.model.pair_cross.weight, weight)
+        assert all(map(torch.equal, objective.model.scores.buffers(), before))
 
 
 class TestTraining:
@@ -168,11 +225,43 @@ class TestPositiveShares:
             expected[list(of_ads)] = list(of_ads.values())
             np.testing.assert_allclose(clicks_PA[period], expected / expected.sum(), rtol=1e-6)
 
+    @staticmethod
+    def of_history(dataset: Dataset, sequence: int) -> np.ndarray:
+        expected = np.zeros(len(dataset.catalogue))
+        for items in dataset.histories[sequence].ads[dataset.requests("train")]:
+            known = items[items != 0]
+            np.add.at(expected, known, 1 / max(len(known), 1))
+        share: np.ndarray = expected / expected.sum()
+        return share
+
     def test_histories_over_all_periods(self, tiny_dataset: Dataset) -> None:
         """A request draws one of its items: each of n counts for one n-th."""
         _, histories_A = positive_shares(tiny_dataset)
-        expected = np.zeros(len(tiny_dataset.catalogue))
-        for items in tiny_dataset.histories[0][0][tiny_dataset.requests("train")]:
-            known = items[items != 0]
-            np.add.at(expected, known, 1 / max(len(known), 1))
-        np.testing.assert_allclose(histories_A, expected / expected.sum(), rtol=1e-5)
+        np.testing.assert_allclose(histories_A, self.of_history(tiny_dataset, 0), rtol=1e-5)
+
+    @staticmethod
+    def with_fields(world: Path, folder: Path, change: Callable[[list[Any]], list[Any]]) -> Dataset:
+        """The world prepared under a schema with other fields."""
+        tables = open_layout("synthetic", world)
+        content = tables.schema.model_dump()
+        content["fields"] = change(content["fields"])
+        tables = replace(tables, schema=Schema.model_validate(content))
+        return prepare(tables, folder / "d", split=SplitConfig(), config=FeatureConfig())
+
+    def test_histories_are_of_what_was_met_also_where_they_do_not_come_first(
+        self, tiny_world: Path, tmp_path: Path
+    ) -> None:
+        dataset = self.with_fields(tiny_world, tmp_path, lambda fields: fields[::-1])
+        assert dataset.features.layout.impressions == (True, False)
+        _, histories_A = positive_shares(dataset)
+        np.testing.assert_allclose(histories_A, self.of_history(dataset, 1), rtol=1e-5)
+        assert np.abs(histories_A - self.of_history(dataset, 0)).max() > 1e-3
+
+    def test_what_was_merely_shown_is_no_positive(self, tiny_world: Path, tmp_path: Path) -> None:
+        dataset = self.with_fields(
+            tiny_world, tmp_path, lambda fields: [f for f in fields if f["name"] != "history"]
+        )
+        assert dataset.features.layout.impressions == (True,)
+        clicks_PA, histories_A = positive_shares(dataset)
+        assert clicks_PA.any()
+        assert not histories_A.any()

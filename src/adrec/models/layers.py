@@ -41,42 +41,25 @@ class FieldEncoder(nn.Module):
         return torch.cat([embedded, fields.dense], dim=-1)
 
 
-class NumberEncoder(nn.Module):
-    """Each number as its standard score and, with B bins, how far it is through each of them.
+class StandardScore(nn.Module):
+    """Numbers less their mean, over their spread, within [-4, 4]. Until `fit` they stay as is."""
 
-    Bins end at quantiles of the training rows (piecewise linear encoding: Gorishniy et al. 2022,
-    section 3.2.1): a linear layer after it can then bend where the numbers lie. Until `fit`, it
-    leaves numbers as they are.
-    """
-
-    def __init__(self, numbers: int, bins: int) -> None:
+    def __init__(self, numbers: int) -> None:
         super().__init__()
-        self.width = numbers * (1 + bins)
-        self.bins = bins
         self.register_buffer("mean_X", torch.zeros(numbers))
         self.register_buffer("spread_X", torch.ones(numbers))
-        self.register_buffer("edges_XB", torch.zeros(numbers, bins + 1 if bins else 0))
         self.mean_X: Tensor
         self.spread_X: Tensor
-        self.edges_XB: Tensor
 
     @torch.no_grad()
     def fit(self, sample_MX: Tensor) -> None:
-        """Take means, spreads and quantiles of a sample of rows."""
+        """Take the means and spreads of a sample of rows."""
         self.mean_X.copy_(sample_MX.mean(0))
         self.spread_X.copy_(sample_MX.std(0).clamp(min=1e-3))
-        if self.bins:
-            places = torch.linspace(0.0, 1.0, self.bins + 1)
-            self.edges_XB.copy_(torch.quantile(sample_MX, places, dim=0).T)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., X] to [..., X * (1 + bins)]."""
-        score = ((x - self.mean_X) / self.spread_X).clamp(-4.0, 4.0)
-        if not self.bins:
-            return score
-        low, high = self.edges_XB[:, :-1], self.edges_XB[:, 1:]
-        through = ((x[..., None] - low) / (high - low).clamp(min=1e-4)).clamp(0.0, 1.0)
-        return torch.cat([score, through.flatten(-2)], dim=-1)
+        """[..., X] to [..., X]."""
+        return ((x - self.mean_X) / self.spread_X).clamp(-4.0, 4.0)
 
 
 class GapEmbedding(nn.Module):

@@ -33,9 +33,9 @@ from adrec.models.layers import (
     CrossLayer,
     FieldEncoder,
     GapEmbedding,
-    NumberEncoder,
     OutcomeEmbedding,
     SharedPrefixBlock,
+    StandardScore,
     linear,
 )
 from adrec.schema import Strict
@@ -64,8 +64,6 @@ class RankerConfig(Strict):
     """DCN V2 layers; 0 leaves the sum of the features as it is."""
     cross_rank: int = Field(default=64, ge=1)
     """Rank of each cross layer."""
-    number_bins: int = Field(default=0, ge=0, le=64)
-    """Bins of the piecewise linear encoding of each counter and match; 0: standard scores alone."""
     head_hidden: int = Field(default=128, ge=1)
     """Hidden width of each task's head."""
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -120,10 +118,8 @@ class Ranker(nn.Module):
         self.field_tokens = linear(known, config.field_tokens * width)
         self.ad_token = nn.Linear(self.ad_fields.width, width)
         matches = sum(5 if impressions else 3 for impressions in layout.impressions)
-        self.numbers = NumberEncoder(
-            layout.counters + matches * len(layout.ad_sizes), config.number_bins
-        )
-        crosses = self.numbers.width
+        crosses = layout.counters + matches * len(layout.ad_sizes)
+        self.scores = StandardScore(crosses)
         self.cross_token = nn.Sequential(linear(crosses, width), nn.GELU(), nn.Linear(width, width))
         self.gap = GapEmbedding(width)
         self.outcomes = OutcomeEmbedding(len(layout.task_kinds), width)
@@ -200,12 +196,12 @@ class Ranker(nn.Module):
             known_together(self._histories(b.query), b.candidates)[b.candidates.mask_BN]
             for b in batches
         ]
-        self.numbers.fit(torch.cat(rows))
+        self.scores.fit(torch.cat(rows))
 
     def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
         """Parameters of each task for each candidate, [B, N, 1 or 3]."""
         ad_BND = self.ad_fields(candidates.ads)
-        crosses_BNX = self.numbers(known_together(prefix.histories, candidates))
+        crosses_BNX = self.scores(known_together(prefix.histories, candidates))
         x_BND = self.ad_token(ad_BND) + self.cross_token(crosses_BNX)
         blocks = zip(self.blocks, prefix.keys, prefix.values, strict=True)
         for block, keys, values in blocks:
