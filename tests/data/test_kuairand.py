@@ -55,6 +55,8 @@ def test_kuairand_videos(tmp_path: Path) -> None:
         (60_000.0, "24"),  # 4 log2(61) = 23.7
         (61_000.0, "24"),  # 4 log2(62) = 23.8
         (None, None),
+        (-1_000.0, None),  # no logarithm
+        (-5_000.0, None),
     ],
 )
 def test_kuairand_durations_fall_into_bands_of_a_quarter_of_a_doubling(

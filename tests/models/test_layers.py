@@ -244,15 +244,15 @@ def test_only_the_first_8_tasks_have_an_outcome() -> None:
 
 
 def test_numbers_are_standard_scores_by_hand() -> None:
-    # 1, 2, 3, 6: a mean of 3, squares of 4 + 1 + 0 + 9 = 14 over 3. The second is always 5.
+    # 1, 2, 3, 6: a mean of 3, squares of 4 + 1 + 0 + 9 = 14 over 4. The second is always 5.
     scores = StandardScore(2)
     scores.fit(torch.tensor([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [6.0, 5.0]]))
-    spread = math.sqrt(14 / 3)
+    spread = math.sqrt(14 / 4)
     assert scores.mean_X.tolist() == [3.0, 5.0]
-    np.testing.assert_allclose(scores.spread_X, [spread, 1e-3], rtol=1e-6)
-    found = scores(torch.tensor([[[1.0, 5.0], [6.0, 5.0]], [[12.0, 4.0], [-9.0, 6.0]]]))
-    # 12 and -9 are more than 4 spreads of 2.16 away; so is whatever differs from a constant.
-    expected = [[[-2 / spread, 0.0], [3 / spread, 0.0]], [[4.0, -4.0], [-4.0, 4.0]]]
+    np.testing.assert_allclose(scores.spread_X, [spread, 1.0], rtol=1e-6)
+    found = scores(torch.tensor([[[1.0, 5.0], [6.0, 5.0]], [[30.0, 4.0], [-30.0, 6.0]]]))
+    # 30 and -30 are more than 10 spreads of 1.87 away.
+    expected = [[[-2 / spread, 0.0], [3 / spread, 0.0]], [[10.0, -1.0], [-10.0, 1.0]]]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -260,8 +260,7 @@ def test_a_constant_number_scores_nothing_however_it_is_rounded() -> None:
     scores = StandardScore(1)
     constant = torch.full((10_001, 1), 0.1)
     scores.fit(constant)
-    # A mean of float32 is off by 1e-7 of itself at most, a spread is 1e-3 at least.
-    np.testing.assert_allclose(scores(constant[:3]), np.zeros((3, 1)), atol=1e-3)
+    np.testing.assert_allclose(scores(constant[:3]), np.zeros((3, 1)), atol=1e-6)
 
 
 def test_numbers_before_they_are_fitted_are_left_as_they_are() -> None:
@@ -281,13 +280,19 @@ def test_the_scales_of_numbers_are_saved_with_the_weights_but_not_trained(tmp_pa
     assert not torch.equal(other(sample), sample)
 
 
+def test_numbers_of_a_single_row_are_constant() -> None:
+    scores = StandardScore(2)
+    scores.fit(torch.tensor([[3.0, 0.0]]))
+    assert scores(torch.tensor([[3.0, 7.0]])).tolist() == [[0.0, 7.0]]
+
+
 def test_the_gradient_goes_through_a_score_unless_it_is_clamped() -> None:
     scores = StandardScore(1)
-    scores.fit(torch.tensor([[0.0], [4.0]]))  # a mean of 2, a spread of sqrt(8)
+    scores.fit(torch.tensor([[0.0], [4.0]]))  # a mean of 2, a spread of 2
     x = torch.tensor([[3.0], [50.0]], requires_grad=True)
     scores(x).sum().backward()
     assert x.grad is not None
-    np.testing.assert_allclose(x.grad.flatten(), [1 / math.sqrt(8), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(x.grad.flatten(), [0.5, 0.0], rtol=1e-6)
 
 
 def test_attention_pool_of_nothing_is_zero_and_of_one_is_that_one() -> None:

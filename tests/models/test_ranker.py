@@ -146,7 +146,7 @@ def naive(model: Ranker, batch: Batch, request: int, place: int) -> list[Tensor]
     means, spreads = model.scores.mean_X.tolist(), model.scores.spread_X.tolist()
     crosses = torch.tensor(
         [
-            min(max((number - mean) / spread, -4.0), 4.0)
+            min(max((number - mean) / spread, -10.0), 10.0)
             for number, mean, spread in zip(numbers, means, spreads, strict=True)
         ]
     )
@@ -351,12 +351,12 @@ def test_numbers_are_scaled_by_the_real_impressions_of_all_batches(
     assert len(rows) == sum(batch.rows for batch in batches) < 64 * 4
     ranker.fit_numbers(iter(batches))
     np.testing.assert_allclose(ranker.scores.mean_X, np.mean(rows, axis=0), atol=1e-5)
-    spread = np.maximum(np.std(rows, axis=0, ddof=1), 1e-3)
+    spread = np.maximum(np.std(rows, axis=0), 1e-3)
     np.testing.assert_allclose(ranker.scores.spread_X, spread, rtol=1e-3, atol=1e-5)
     with torch.inference_mode():
         scores = ranker.scores(torch.tensor(rows))
-    assert (scores == 4.0).any()
-    assert float(scores.abs().max()) == 4.0
+    assert (scores > 4.0).any()
+    assert float(scores.abs().max()) <= 10.0
 
 
 def test_padding_has_no_part_in_the_scales(ranker: Ranker, tiny_dataset: Dataset) -> None:
@@ -632,6 +632,7 @@ def test_a_log_may_lack_histories_counters_positions_and_fields(
         period_B=torch.zeros(2, dtype=torch.int64),
         labels_BNK=torch.zeros((2, 3, 1)),
     )
+    model.fit_numbers([batch])  # of which there are none
     loss = model.loss(batch, (1.0,), (1.0,))
     loss.backward()
     assert torch.isfinite(loss)

@@ -155,7 +155,7 @@ def _with_video_properties(videos: pl.LazyFrame) -> pl.LazyFrame:
     uploaded = pl.col("upload_dt").cast(pl.String).str.to_date("%Y-%m-%d", strict=False)
     seconds = pl.col("video_duration").cast(pl.Float64, strict=False) / 1000.0
     return videos.with_columns(
-        duration_band=(4 * (1 + seconds).log(2)).round().cast(pl.Int64),
+        duration_band=(4 * (1 + seconds).log(2)).round().cast(pl.Int64, strict=False),
         tag=pl.col("tag").cast(pl.String).str.split(",").list.first(),
         aspect_ratio=pl.when(height > 0).then(width / height),
         upload_day=(uploaded - pl.date(2020, 1, 1)).dt.total_days(),

@@ -42,7 +42,10 @@ class FieldEncoder(nn.Module):
 
 
 class StandardScore(nn.Module):
-    """Numbers less their mean, over their spread, within [-4, 4]. Until `fit` they stay as is."""
+    """Numbers less their mean, over their spread, within [-10, 10].
+
+    A number that never varied in the sample keeps a spread of 1, as all do until `fit`.
+    """
 
     def __init__(self, numbers: int) -> None:
         super().__init__()
@@ -54,12 +57,15 @@ class StandardScore(nn.Module):
     @torch.no_grad()
     def fit(self, sample_MX: Tensor) -> None:
         """Take the means and spreads of a sample of rows."""
-        self.mean_X.copy_(sample_MX.mean(0))
-        self.spread_X.copy_(sample_MX.std(0).clamp(min=1e-3))
+        mean_X = sample_MX.mean(0)
+        self.mean_X.copy_(mean_X)
+        # Not `std`: of a single row it is NaN, and of no numbers it warns.
+        spread_X = (sample_MX - mean_X).square().mean(0).sqrt()
+        self.spread_X.copy_(torch.where(spread_X < 1e-3, 1.0, spread_X))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., X] to [..., X]."""
-        return ((x - self.mean_X) / self.spread_X).clamp(-4.0, 4.0)
+        return ((x - self.mean_X) / self.spread_X).clamp(-10.0, 10.0)
 
 
 class GapEmbedding(nn.Module):

@@ -17,7 +17,7 @@ from adrec.models.two_tower import Draws, Shares, TwoTower, embed_ads
 
 _CHUNK_ADS = 65_536
 _VALID_ROWS = 8192
-_SCALED_ROWS = 20_000  # requests from which numbers get their scale
+_SCALED_ROWS = 20_000  # impressions from which numbers get their scale
 
 
 class Objective(Protocol):
@@ -57,7 +57,9 @@ class RankerObjective:
         self._positive_weights = positive_weights
         self._requests = thin(dataset.requests("valid"), valid_requests)
         self._device = device
-        sample = thin(dataset.requests("train"), _SCALED_ROWS)
+        train = dataset.requests("train")
+        slate = float(dataset.slate_R[train].mean())
+        sample = thin(train, max(1, round(_SCALED_ROWS / slate)))
         self.model.fit_numbers(dataset.in_order(sample, _VALID_ROWS))
 
     def groups(self, requests_R: NDArray[np.int64]) -> NDArray[np.int64]:
