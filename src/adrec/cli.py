@@ -245,13 +245,7 @@ def train(
         flags |= {f"training.{stage}.{name}": value for name, value in both.items()}
     flags = data_flags(data, layout, schema, rows) | given(flags)
     config = read_config(config_file, flags, settings)
-    progress = Progress(notes)
-    dataset = pipeline.prepare_log(config, folder, progress=progress, resume=resume)
-    trained = pipeline.train_stages(config, dataset, folder, progress=progress, resume=resume)
-    for name, run in (("two-tower", trained.two_tower_run), ("ranker", trained.ranker_run)):
-        rate = run.rows / max(run.seconds, 1e-9)
-        notes.print(f"{name}: {run.rows:,} rows in {run.seconds:,.0f} s, {rate:,.0f} rows/s")
-    pipeline.publish_run(config, dataset, trained, folder, progress=progress)
+    pipeline.run(config, folder, progress=Progress(notes), resume=resume)
     footer(begun)
 
 

@@ -61,6 +61,9 @@ class TrainingConfig(Strict):
     ranker: TrainConfig = TrainConfig(
         epochs=2, batch_rows=1024, learning_rate=5e-4, embedding_rate=0.1
     )
+    refit: bool = False
+    """Whether both stages are then trained afresh through the validation period, for as many epochs
+    as were best on it, and published. Calibration stays that of the ranker that had not seen it."""
 
 
 class RunConfig(Strict):

@@ -2,8 +2,9 @@
 
     open_log       schema and lazily read tables
     prepare_log    features fitted on the past, arrays on disk
-    train_stages   two-tower, then ranker
-    publish_run    calibration, index, bundle
+    train_stages   two-tower, then ranker; where asked, once more through the validation period
+    calibrate      on the validation period
+    publish_run    index, bundle
     evaluate_run   metrics beside rivals, report
 
 Each step leaves its result in the run's folder. All but the last are skipped where it is there
@@ -83,8 +84,12 @@ def run(
     """
     progress = progress or Progress()
     dataset = prepare_log(config, out, progress=progress, resume=resume)
-    trained = train_stages(config, dataset, out, progress=progress, resume=resume)
-    return publish_run(config, dataset, trained, out, progress=progress)
+    trained = train_stages(config, dataset, out / "training", progress=progress, resume=resume)
+    calibration = calibrate(config, dataset, trained.ranker)
+    if config.training.refit:
+        known, fixed = dataset.through_validation(), _fixed_epochs(config, trained)
+        trained = train_stages(fixed, known, out / "refit", progress=progress, resume=resume)
+    return publish_run(config, dataset, trained, calibration, out, progress=progress)
 
 
 def open_log(config: DataConfig) -> Tables:
@@ -140,12 +145,12 @@ def prepare_log(
 
 
 def train_stages(
-    config: RunConfig, dataset: Dataset, out: Path, *, progress: Progress, resume: bool = True
+    config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress, resume: bool = True
 ) -> Trained:
-    """Train the two-tower and the ranker, or take up where an earlier run stopped."""
+    """Train the two-tower and the ranker into `folder`, or take up where an earlier run stopped."""
     config.serving.ordered_by(dataset.features.schema)  # a wrong setting must not cost a training
     layout = dataset.features.layout
-    prepared = (dataset.directory / "run.json").read_text()
+    prepared = f"{(dataset.directory / 'run.json').read_text()} {dataset.split}"
     settings = config.training
     torch.manual_seed(settings.two_tower.seed)
     two_tower = TwoTower(config.two_tower, layout)
@@ -157,7 +162,7 @@ def train_stages(
     )
     key = _key(config.two_tower, _what_matters(settings.two_tower), prepared)
     tower_run = _train_stage(
-        "two-tower", tower_objective, config, dataset, out, key, progress, resume
+        "two-tower", tower_objective, config, dataset, folder, key, progress, resume
     )
     torch.manual_seed(settings.ranker.seed)
     ranker = Ranker(config.ranker, layout)
@@ -173,16 +178,32 @@ def train_stages(
         ranker.start_from(two_tower.embeddings)
     key = _key(config.ranker, _what_matters(settings.ranker), prepared, fingerprint(two_tower))
     ranker_run = _train_stage(
-        "ranker", ranker_objective, config, dataset, out, key, progress, resume
+        "ranker", ranker_objective, config, dataset, folder, key, progress, resume
     )
     return Trained(two_tower.cpu(), ranker.cpu(), tower_run, ranker_run)
 
 
+def _fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
+    """The same settings with as many epochs as were best on the validation period."""
+    stages = {"two_tower": chosen.two_tower_run, "ranker": chosen.ranker_run}
+    epochs = {name: {"epochs": stage.best_epoch + 1} for name, stage in stages.items()}
+    training = {
+        name: getattr(config.training, name).model_copy(update=update)
+        for name, update in epochs.items()
+    }
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+
+
 def publish_run(
-    config: RunConfig, dataset: Dataset, trained: Trained, out: Path, *, progress: Progress
+    config: RunConfig,
+    dataset: Dataset,
+    trained: Trained,
+    calibration: Calibration,
+    out: Path,
+    *,
+    progress: Progress,
 ) -> Path:
-    """Calibrate on the validation period, index the ads, and publish a version."""
-    calibration = calibrate(config, dataset, trained.ranker)
+    """Index the ads and publish a version."""
     progress.say(f"indexing {len(dataset.catalogue) - 1:,} ads")
     log_end_ms = int(dataset.time_ms_R[-1])
     standing_AS = dataset.state("end").standing(log_end_ms + 1)
@@ -262,7 +283,7 @@ def evaluate_run(
 
 
 def calibrate(config: RunConfig, dataset: Dataset, ranker: Ranker) -> Calibration:
-    """Fit the calibration of every task on the validation period."""
+    """Fit the calibration of every task on the validation period, which the ranker has not seen."""
     requests = thin(dataset.requests("valid"), _CALIBRATION_REQUESTS)
     return fit_calibration(
         config.calibration,
@@ -298,12 +319,12 @@ def _train_stage(
     objective: Objective,
     config: RunConfig,
     dataset: Dataset,
-    out: Path,
+    folder: Path,
     key: str,
     progress: Progress,
     resume: bool,
 ) -> Position:
-    directory = out / "training" / name
+    directory = folder / name
     settings = config.training.two_tower if name == "two-tower" else config.training.ranker
     if directory.exists() and not (resume and _is_done(directory, key)):
         why = "settings or data have changed, " if resume else ""
@@ -311,7 +332,10 @@ def _train_stage(
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "run.json").write_text(json.dumps({"key": key}))
-    return train(objective, dataset, settings, directory, name=name, progress=progress)
+    done = train(objective, dataset, settings, directory, name=name, progress=progress)
+    rate = done.rows / max(done.seconds, 1e-9)
+    progress.say(f"{name}: {done.rows:,} rows in {done.seconds:,.0f} s, {rate:,.0f} rows/s")
+    return done
 
 
 def _is_done(directory: Path, key: str) -> bool:

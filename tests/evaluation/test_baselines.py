@@ -15,12 +15,9 @@ from adrec.evaluation.baselines import (
     LightGBM,
     LightGBMConfig,
     Popularity,
-    _matches,
-    _Means,
-    _numbers,
-    _Table,
     ranking_rivals,
 )
+from adrec.evaluation.impression_table import ImpressionTable, Means, _matches, _numbers
 from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset, prepare
 from adrec.features.fitting import FeatureConfig
@@ -75,7 +72,7 @@ def test_popularity_is_the_smoothed_mean_of_the_training_period(tmp_path: Path) 
 
 
 def test_means_of_values_seen_between_and_beyond() -> None:
-    means = _Means.of(np.array([0, 2, 2]), np.array([[1.0], [0.0], [1.0]]), np.array([0.25]))
+    means = Means.of(np.array([0, 2, 2]), np.array([[1.0], [0.0], [1.0]]), np.array([0.25]))
     # Prior 1/4 with the weight of 20: (1 + 5) / 21, 5 / 20 where none, (1 + 5) / 22.
     expected = np.array([[1, 6 / 21], [0, 0.25], [2, 6 / 22], [0, 0.25], [0, 0.25]])
     assert means.read(np.arange(5)) == pytest.approx(expected)
@@ -84,7 +81,7 @@ def test_means_of_values_seen_between_and_beyond() -> None:
 def test_out_of_fold_means_by_brute_force(tiny_dataset: Dataset) -> None:
     rows = tiny_dataset.rows_of(tiny_dataset.requests("train"))[:300]
     fold_N = np.arange(300) % 3
-    table, table_NF = _Table.fit(tiny_dataset, rows, fold_N)
+    table, table_NF = ImpressionTable.fit(tiny_dataset, rows, fold_N, counters=True)
     tasks = tiny_dataset.features.schema.tasks
     outcome_NK = outcomes(tiny_dataset.labels_NK[rows], tasks)
     ads = tiny_dataset.ad_N[rows]
@@ -98,7 +95,7 @@ def test_out_of_fold_means_by_brute_force(tiny_dataset: Dataset) -> None:
 
 def test_numbers_by_brute_force(tiny_dataset: Dataset) -> None:
     rows = tiny_dataset.rows_of(tiny_dataset.requests("test"))[::40]
-    numbers = _numbers(tiny_dataset, rows)
+    numbers = _numbers(tiny_dataset, rows, counters=True)
     topic = tiny_dataset.features.ad.categorical_names.index("topic")
     codes = tiny_dataset.catalogue.encoded.categorical[:, topic]
     offsets, user_R, time_R = tiny_dataset.offset_R, tiny_dataset.user_R, tiny_dataset.time_ms_R

@@ -8,7 +8,8 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -227,6 +228,12 @@ class Dataset:
         folder = self.directory / ("state_at_test" if when == "test" else "state")
         with _whole(self.directory):
             return State.load(folder, self.features, self.catalogue)
+
+    def through_validation(self) -> "Dataset":
+        """The same log with the validation period as a part of the training period."""
+        joined = copy(self)
+        joined.split = replace(self.split, valid_from_ms=self.split.test_from_ms)
+        return joined
 
     def requests(self, split: SplitName) -> NDArray[np.int64]:
         """Requests of a period, in time order."""

@@ -26,17 +26,18 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [steps[key] for key in sorted(steps)], [epochs[key] for key in sorted(epochs)]
 
 
-def plot_curves(log: Path, picture: Path, chosen_by: str) -> None:
+def plot_curves(log: Path, picture: Path, chosen_by: str | None) -> None:
     """Write a PNG with the loss and the metric that chooses the epoch.
 
     Args:
         log: the run's `log.jsonl`.
         picture: where to write.
-        chosen_by: name of the metric.
+        chosen_by: name of the metric; None: there is none.
     """
     steps, epochs = read_log(log)
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    loss, metric = figure.subplots(1, 2)
+    panels = figure.subplots(1, 2 if chosen_by else 1, squeeze=False)[0]
+    loss = panels[0]
     rows = [entry["rows"] for entry in steps]
     losses = [entry["loss"] for entry in steps]
     window = max(1, len(losses) // 100)
@@ -48,9 +49,11 @@ def plot_curves(log: Path, picture: Path, chosen_by: str) -> None:
     loss.plot(rows, smooth, color="#2b5c9e", linewidth=1.6)
     loss.set(xlabel="impressions seen", ylabel="training loss", title="Loss")
     numbers = [entry["epoch"] for entry in epochs]
-    metric.plot(numbers, [entry[chosen_by] for entry in epochs], marker="o", color="#2b5c9e")
-    metric.set(xlabel="epoch", ylabel=chosen_by, title="Validation", xticks=numbers)
-    for axes in (loss, metric):
+    if chosen_by:
+        metric = panels[1]
+        metric.plot(numbers, [entry[chosen_by] for entry in epochs], marker="o", color="#2b5c9e")
+        metric.set(xlabel="epoch", ylabel=chosen_by, title="Validation", xticks=numbers)
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=110)

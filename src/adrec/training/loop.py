@@ -265,13 +265,13 @@ class _Run:
         begun = time.monotonic()
         metrics = dict(self._objective.validate())
         at.seconds += time.monotonic() - begun
-        chosen_by, value = next(iter(metrics.items()))
         loss = at.loss_sum / max(1, at.step)
         at.history.append({"epoch": at.epoch + 1, "loss": loss} | metrics)
         self._write_log(at.history[-1])
-        shown = ", ".join(f"{name} {number:.4f}" for name, number in metrics.items())
-        self._progress.say(f"{self._name} epoch {at.epoch + 1}: loss {loss:.4f}, {shown}")
-        better = value > at.best or at.best_epoch < 0
+        shown = "".join(f", {name} {number:.4f}" for name, number in metrics.items())
+        self._progress.say(f"{self._name} epoch {at.epoch + 1}: loss {loss:.4f}{shown}")
+        chosen_by, value = next(iter(metrics.items()), (None, math.inf))
+        better = chosen_by is None or value > at.best or at.best_epoch < 0
         if better:
             at.best, at.best_epoch = -math.inf if math.isnan(value) else value, at.epoch
         at.done = at.epoch + 1 >= config.epochs or at.epoch - at.best_epoch >= config.patience

@@ -35,7 +35,8 @@ class Objective(Protocol):
         """Loss of one batch; anything random is drawn from `rng`."""
 
     def validate(self) -> Mapping[str, float]:
-        """Metrics on the validation period; the first one, higher is better, chooses the epoch."""
+        """Metrics on the validation period; the first one, higher is better, chooses the epoch.
+        None of a period without requests: then the last epoch is kept."""
 
 
 class RankerObjective:
@@ -74,6 +75,8 @@ class RankerObjective:
 
     def validate(self) -> Mapping[str, float]:
         """AUC and log loss of each binary task, the first task's AUC in front."""
+        if not len(self._requests):
+            return {}
         scores = score_impressions(self.model, self._dataset, self._requests, self._device)
         labels = self._dataset.labels_NK[self._dataset.rows_of(self._requests)]
         found: dict[str, float] = {}
@@ -139,7 +142,10 @@ class TwoTowerObjective:
     def validate(self) -> Mapping[str, float]:
         """Share of clicked ads among the nearest of all ads, by brute force. The index is as old
         as it would be: built at the start of the validation period."""
-        period = self._dataset.periods(self._dataset.requests("valid")[:1])[0]
+        valid = self._dataset.requests("valid")
+        if not len(valid):
+            return {}
+        period = self._dataset.periods(valid[:1])[0]
         standing_AS = self._dataset.standing_PAS[period]
         ads = embed_ads(self.model, self._dataset.catalogue.encoded, standing_AS)
         users = embed_requests(self.model, self._dataset, self._requests, self._device)
@@ -184,7 +190,9 @@ def clicked_ads(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Requests with a positive, thinned to `most`: offsets [Q+1], their ads, and which they are."""
     owner = np.repeat(requests, dataset.slate_R[requests])
-    rows = np.arange(dataset.offset_R[requests[0]], dataset.offset_R[requests[-1] + 1])
+    rows = np.arange(len(owner))
+    if len(requests):
+        rows += dataset.offset_R[requests[0]]
     hit = (dataset.labels_NK[rows, 0] > 0) & (dataset.ad_N[rows] != 0)
     chosen = thin(np.unique(owner[hit]), most)
     hit &= np.isin(owner, chosen)

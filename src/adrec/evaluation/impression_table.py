@@ -1,0 +1,199 @@
+"""Impressions as columns for trees: means of every categorical field, and every number we know.
+
+Also by hand what a sequence model has to learn: how much of each history matches the candidate.
+Nothing in a row of the test period is younger than its request.
+
+Shapes: N impressions, K tasks, F columns, V values of a field, L history items.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from adrec.features.counters import SMOOTHING, outcomes
+from adrec.features.dataset import Dataset
+from adrec.features.encoders import Vocabulary
+from adrec.features.past import count_strictly_before, order_events
+from adrec.features.transforms import Encoded, FieldGroup
+
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+
+_HOUR_MS = 3_600_000
+_CHUNK_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Means:
+    """Count and smoothed mean outcomes of each value of a field, [V + 1, 1 + K].
+
+    The mean of n impressions is (Σ y + s p) / (n + s). The last row is a value never seen.
+    """
+
+    table: Floats
+
+    @classmethod
+    def of(cls, code_N: npt.NDArray[Any], outcome_NK: Floats, prior_K: Floats) -> "Means":
+        count_V = np.append(np.bincount(code_N), 0).astype(np.float64)
+        columns = [count_V]
+        for outcome_N, prior in zip(outcome_NK.T, prior_K, strict=True):
+            sum_V = np.bincount(code_N, outcome_N, minlength=len(count_V))
+            columns.append((sum_V + SMOOTHING * prior) / (count_V + SMOOTHING))
+        return cls(np.stack(columns, axis=1))
+
+    def read(self, code_N: npt.NDArray[Any]) -> Floats:
+        """[N, 1 + K] of each row's value."""
+        means: Floats = self.table[np.minimum(code_N, len(self.table) - 1)]
+        return means
+
+
+@dataclass(frozen=True)
+class ImpressionTable:
+    """Impressions as columns for trees: means of each categorical field, then numbers."""
+
+    names: tuple[str, ...]
+    means: tuple[Means, ...]
+    counters: bool
+
+    @classmethod
+    def fit(
+        cls, dataset: Dataset, rows_N: Ints, fold_N: Ints, *, counters: bool
+    ) -> tuple["ImpressionTable", npt.NDArray[np.float32]]:
+        """Learn the means from training rows; also returns those rows' table, out of fold."""
+        tasks = dataset.features.schema.tasks
+        outcome_NK = outcomes(dataset.labels_NK[rows_N], tasks)
+        prior_K = outcome_NK.mean(axis=0)
+        codes = _codes(dataset, rows_N)
+        means = tuple(Means.of(code_N, outcome_NK, prior_K) for code_N in codes.values())
+        parts = ("count", *(f"mean {task.name}" for task in tasks))
+        names = [f"{field} {part}" for field in codes for part in parts]
+        names += _numbers(dataset, rows_N[:1], counters)
+        table_NF = np.empty((len(rows_N), len(names)), np.float32)
+        width = len(parts)
+        folds = int(fold_N.max()) + 1
+        for fold in range(folds):
+            own = fold_N == fold
+            for i, code_N in enumerate(codes.values()):
+                others = Means.of(code_N[~own], outcome_NK[~own], prior_K).read(code_N[own])
+                others[:, 0] *= folds / (folds - 1)  # counts as large as all folds'
+                table_NF[own, i * width : (i + 1) * width] = others
+        _fill_numbers(dataset, rows_N, table_NF[:, len(codes) * width :], counters)
+        return cls(tuple(names), means, counters), table_NF
+
+    def read(self, dataset: Dataset, rows_N: Ints) -> npt.NDArray[np.float32]:
+        """[N, F] of rows after the training period."""
+        table_NF = np.empty((len(rows_N), len(self.names)), np.float32)
+        width = self.means[0].table.shape[1]
+        for i, (code_N, means) in enumerate(
+            zip(_codes(dataset, rows_N).values(), self.means, strict=True)
+        ):
+            table_NF[:, i * width : (i + 1) * width] = means.read(code_N)
+        _fill_numbers(dataset, rows_N, table_NF[:, len(self.means) * width :], self.counters)
+        return table_NF
+
+
+def _fill_numbers(
+    dataset: Dataset, rows_N: Ints, out_NF: npt.NDArray[np.float32], counters: bool
+) -> None:
+    for start in range(0, len(rows_N), _CHUNK_ROWS):
+        part = slice(start, start + _CHUNK_ROWS)
+        for i, column_N in enumerate(_numbers(dataset, rows_N[part], counters).values()):
+            out_NF[part, i] = column_N
+
+
+def _sides(dataset: Dataset, rows_N: Ints) -> list[tuple[str, FieldGroup, Encoded]]:
+    """The three groups of fields and what they hold for each row."""
+    request_N = _request_of(dataset, rows_N)
+    user_N = dataset.user_R[request_N]
+    known_N = np.where(user_N < len(dataset.static), user_N, 0)
+    features = dataset.features
+    return [
+        ("user", features.user, dataset.static.take(known_N)),
+        ("request", features.request, dataset.request.take(request_N)),
+        ("ad", features.ad, dataset.catalogue.encoded.take(dataset.ad_N[rows_N])),
+    ]
+
+
+def _codes(dataset: Dataset, rows_N: Ints) -> dict[str, npt.NDArray[Any]]:
+    """[N] code of each categorical field, and the rows of the user and of the ad."""
+    codes: dict[str, npt.NDArray[Any]] = {
+        f"{side} {name}": encoded.categorical[:, i]
+        for side, group, encoded in _sides(dataset, rows_N)
+        for i, name in enumerate(group.categorical_names)
+    }
+    codes["user row"] = dataset.user_R[_request_of(dataset, rows_N)]
+    codes["ad row"] = dataset.ad_N[rows_N]
+    return codes
+
+
+def _numbers(dataset: Dataset, rows_N: Ints, counters: bool) -> dict[str, npt.NDArray[Any]]:
+    """[N] of each number that is known of the rows."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for side, group, encoded in _sides(dataset, rows_N):
+        dense = [encoder for encoder in group.encoders if not isinstance(encoder, Vocabulary)]
+        names = [f"{side} {e.name} {i}" for e in dense for i in range(e.width)]
+        columns |= dict(zip(names, encoded.dense.T, strict=True))
+    schema = dataset.features.schema
+    names = [
+        f"counter {spec.name} {half} {part}"
+        for spec in schema.counters
+        for half in spec.half_lives_hours
+        for part in ("count", *(task.name for task in schema.tasks))
+    ]
+    request_N = _request_of(dataset, rows_N)
+    columns["position"] = dataset.position_N[rows_N]
+    columns["hour UTC"] = dataset.time_ms_R[request_N] / _HOUR_MS % 24
+    if counters:
+        columns |= dict(zip(names, dataset.counters_NC[rows_N].T, strict=True))
+        columns |= _session(dataset, request_N)
+    for field, whole in zip(schema.sequences, dataset.histories, strict=True):
+        past = whole.take(request_N)
+        columns[f"{field.name} gap"] = past.gap[:, -1]
+        found = _matches(dataset, past.ads, dataset.ad_N[rows_N])
+        columns |= {f"{field.name} {name}": column_N for name, column_N in found.items()}
+        if field.of_impressions:
+            clicked_NL = np.where(past.outcomes & 1, past.ads, 0)
+            found = _matches(dataset, clicked_NL, dataset.ad_N[rows_N])
+            columns |= {
+                f"{field.name} clicked {name}": column_N for name, column_N in found.items()
+            }
+    return columns
+
+
+def _session(dataset: Dataset, request_N: Ints) -> dict[str, npt.NDArray[Any]]:
+    """[N] hours since the user's last earlier request, NaN if none, and requests in that hour."""
+    distinct, group_N = np.unique(dataset.user_R[request_N], return_inverse=True)
+    events = np.flatnonzero(np.isin(dataset.user_R, distinct[distinct > 0]))
+    group_E = np.searchsorted(distinct, dataset.user_R[events])
+    time_E, time_N = dataset.time_ms_R[events], dataset.time_ms_R[request_N]
+    order = order_events(group_E, time_E)
+    group_E, time_E = group_E[order], time_E[order]
+    before_N = count_strictly_before(group_E, time_E, group_N, time_N)
+    hour_ago_N = count_strictly_before(group_E, time_E, group_N, time_N - _HOUR_MS)
+    hours_N = np.full(len(request_N), np.nan)
+    found = before_N > np.searchsorted(group_E, group_N)
+    hours_N[found] = (time_N[found] - time_E[before_N[found] - 1]) / _HOUR_MS
+    return {"hours since last request": hours_N, "requests in last hour": before_N - hour_ago_N}
+
+
+def _matches(
+    dataset: Dataset, ads_NL: npt.NDArray[np.int32], ad_N: npt.NDArray[np.int32]
+) -> dict[str, npt.NDArray[Any]]:
+    """[N] history items: all, of this very ad, and with the candidate's value of each ad field.
+
+    Code 0, of a missing value and of padding, matches nothing.
+    """
+    found = {"length": (ads_NL != 0).sum(axis=1), "same ad": (ads_NL == ad_N[:, None]).sum(axis=1)}
+    codes_AF = dataset.catalogue.encoded.categorical
+    for i, name in enumerate(dataset.features.ad.categorical_names):
+        code_NL = codes_AF[ads_NL, i]
+        same_NL = code_NL == codes_AF[ad_N, i][:, None]
+        found[f"same {name}"] = (same_NL & (code_NL != 0)).sum(axis=1)
+    return found
+
+
+def _request_of(dataset: Dataset, rows_N: Ints) -> Ints:
+    requests: Ints = np.searchsorted(dataset.offset_R, rows_N, side="right") - 1
+    return requests
