@@ -1,5 +1,6 @@
 """Fixtures that many tests share, made once a session: a small synthetic world, and a run on it."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,4 +112,18 @@ def tiny_run(
     folder = tmp_path_factory.mktemp("tiny_run")
     with one_thread():
         pipeline.run(small_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_refit(
+    tiny_run: Path,
+    small_config: Callable[..., RunConfig],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The tiny run, refitted through its validation period; likewise for reading only."""
+    folder = tmp_path_factory.mktemp("tiny_refit") / "run"
+    shutil.copytree(tiny_run, folder)
+    with one_thread():
+        pipeline.run(small_config({"training.refit": True}), folder)
     return folder

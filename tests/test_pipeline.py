@@ -1,7 +1,9 @@
 """A run does what is not done yet: no more, no less, and however often it is killed."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
 from adrec import metrics, pipeline
 from adrec.bundle import Bundle, find_version
@@ -27,6 +31,9 @@ from adrec.models.ranker import Ranker
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.training.checkpoint import fingerprint
+from adrec.training.config import TrainConfig
+from adrec.training.curves import read_log
+from adrec.training.loop import Position
 from adrec.training.objectives import score_impressions
 
 Make = Callable[..., RunConfig]
@@ -146,6 +153,151 @@ class TestResume:
         second = pipeline.prepare_log(config, tmp_path / "run", progress=quiet)
         assert first.features.layout.counters > 0
         assert second.features.layout.counters == 0
+
+
+def stage_files(run: Path) -> dict[str, int]:
+    """When each file of both trainings was last written."""
+    found = (path for name in ("training", "refit") for path in (run / name).rglob("*.*"))
+    return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in found}
+
+
+def ended(run: Path, which: str, stage: str) -> dict[str, Any]:
+    """Where a stage's training ended."""
+    text = (run / which / stage / "last" / "position.json").read_text()
+    return dict(json.loads(text))
+
+
+@pytest.mark.usefixtures("on_one_thread")
+class TestRefit:
+    """Both stages trained afresh through the validation period, for the epochs chosen on it."""
+
+    def test_without_it_nothing_changes(self, tiny_run: Path) -> None:
+        assert not (tiny_run / "refit").exists()
+        config = load_config(find_version(tiny_run) / "config.json", {})
+        assert not config.training.refit
+        for stage in ("two-tower", "ranker"):
+            assert ended(tiny_run, "training", stage)["rows"] == 6400  # 80 % of 8,000
+
+    def test_the_first_training_is_taken_over_as_it_is(
+        self, tiny_run: Path, tiny_refit: Path
+    ) -> None:
+        for stage in ("two-tower", "ranker"):
+            name = Path("training", stage, "best", "model.safetensors")
+            assert (tiny_refit / name).read_bytes() == (tiny_run / name).read_bytes()
+            assert (tiny_refit / name).stat().st_mtime_ns == (tiny_run / name).stat().st_mtime_ns
+
+    def test_both_periods_are_trained_on_and_what_comes_of_it_is_published(
+        self, tiny_run: Path, tiny_refit: Path
+    ) -> None:
+        for stage in ("two-tower", "ranker"):
+            assert ended(tiny_refit, "refit", stage)["rows"] == 7200
+        assert all(
+            new != old
+            for new, old in zip(fingerprints(tiny_refit), fingerprints(tiny_run), strict=True)
+        )
+        version = find_version(tiny_refit)
+        for stage in ("two_tower", "ranker"):
+            made = tiny_refit / "refit" / stage.replace("_", "-") / "best" / "model.safetensors"
+            published = load_file(version / f"{stage}.safetensors")
+            for name, tensor in load_file(made).items():
+                assert torch.equal(published[name], tensor), name
+
+    def test_numbers_have_the_scale_of_both_periods(self, tiny_run: Path, tiny_refit: Path) -> None:
+        dataset = Dataset(tiny_refit / "dataset").through_validation()
+        ranker, before = (Bundle.open(run).runtime().ranker for run in (tiny_refit, tiny_run))
+        expected = Ranker(ranker.config, ranker.layout)
+        expected.fit_numbers([dataset.batch(dataset.requests("train"))])
+        changed = False
+        for name, buffer in expected.scores.named_buffers():
+            found = ranker.scores.get_buffer(name)
+            np.testing.assert_allclose(found, buffer, rtol=1e-4, atol=1e-6)
+            changed |= not np.allclose(found, before.scores.get_buffer(name), rtol=1e-4, atol=1e-6)
+        assert changed
+
+    def test_calibration_is_of_the_ranker_that_has_not_seen_the_validation_period(
+        self, tiny_run: Path, tiny_refit: Path
+    ) -> None:
+        texts = [
+            (find_version(run) / "calibration.json").read_text() for run in (tiny_run, tiny_refit)
+        ]
+        assert texts[0] == texts[1]
+
+    def test_training_curves_are_those_with_validation(self, tiny_refit: Path) -> None:
+        version = find_version(tiny_refit)
+        for stage in ("two-tower", "ranker"):
+            for name in ("log.jsonl", "curves.png"):
+                published = (version / "training" / f"{stage}-{name}").read_bytes()
+                assert published == (tiny_refit / "training" / stage / name).read_bytes()
+            _, epochs = read_log(tiny_refit / "refit" / stage / "log.jsonl")
+            assert [set(entry) for entry in epochs] == [{"epoch", "step", "seconds", "loss"}]
+            assert (tiny_refit / "refit" / stage / "curves.png").stat().st_size > 0
+
+    def test_a_finished_one_is_not_done_again(
+        self, tiny_refit: Path, tmp_path: Path, small_config: Make
+    ) -> None:
+        run = Path(shutil.copytree(tiny_refit, tmp_path / "run"))
+        files, weights = stage_files(run), fingerprints(run)
+        config = small_config({"training.refit": True})
+        pipeline.run(config, run)
+        after = stage_files(run)
+        assert any(name.startswith("refit") for name in after)
+        assert {name for name in after if after[name] != files.get(name)} <= {
+            f"{which}/{stage}/run.json"
+            for which in ("training", "refit")
+            for stage in ("two-tower", "ranker")
+        }
+        assert fingerprints(run) == weights
+        # What it no longer has is made again, to the same weights; told to, everything is.
+        shutil.rmtree(run / "refit" / "ranker")
+        pipeline.run(config, run)
+        assert fingerprints(run) == weights
+        # Without refit, the first training is published again.
+        pipeline.run(small_config(), run)
+        assert fingerprints(run)[1] != weights[1]
+
+    def test_it_has_the_epochs_that_were_best(
+        self, run: Path, small_config: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of three, the two-tower's second and the ranker's first."""
+        best = {"two-tower": 2, "ranker": 1}
+        really = pipeline.train
+
+        def train(objective: Any, dataset: Dataset, config: TrainConfig, directory: Path,
+                  **options: Any) -> Position:  # fmt: skip
+            calls.append((directory.parent.name, directory.name, config.epochs))
+            if directory.parent.name == "training":
+                metrics = iter([float(i == best[directory.name]) for i in (1, 2, 3)])
+                monkeypatch.setattr(objective, "validate", lambda: {"given": next(metrics)})
+            return really(objective, dataset, config, directory, **options)
+
+        calls: list[tuple[str, str, int]] = []
+        monkeypatch.setattr(pipeline, "train", train)
+        three = {
+            f"training.{stage}.{name}": 3
+            for stage in ("two_tower", "ranker")
+            for name in ("epochs", "patience")
+        }
+        config = small_config({"training.refit": True} | three)
+        pipeline.run(config, run)
+        assert calls == [
+            ("training", "two-tower", 3),
+            ("training", "ranker", 3),
+            ("refit", "two-tower", 2),
+            ("refit", "ranker", 1),
+        ]
+        for stage, epochs in best.items():
+            assert ended(run, "training", stage)["best_epoch"] == epochs - 1
+            last = ended(run, "refit", stage)
+            assert (last["epoch"], last["best_epoch"]) == (epochs, epochs - 1)
+        # What was asked for is what the version says, not what came of it.
+        assert load_config(find_version(run) / "config.json", {}) == config
+
+    def test_each_stage_says_how_fast_it_was(self, run: Path, small_config: Make) -> None:
+        out = io.StringIO()
+        pipeline.run(small_config(), run, progress=Progress(Console(file=out)))
+        rates = re.findall(r"^(.+): 6,400 rows in [\d,]+ s, ([\d,]+) rows/s$", out.getvalue(), re.M)
+        assert [name for name, _ in rates] == ["two-tower", "ranker"]
+        assert all(int(rate.replace(",", "")) > 0 for _, rate in rates)
 
 
 class TestWrongFromTheStart:

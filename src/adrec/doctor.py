@@ -32,7 +32,8 @@ def diagnose() -> list[Finding]:
         _memory(),
         _disk(Path.cwd()),
         _openmp(),
-        _lightgbm(),
+        _rival("LightGBM", "lightgbm"),
+        _rival("iALS", "implicit"),
     ]
 
 
@@ -100,8 +101,8 @@ def _openmp() -> Finding:
     return Finding("OpenMP", "note", "idle threads spin", advice)
 
 
-def _lightgbm() -> Finding:
-    if importlib.util.find_spec("lightgbm") is None:
+def _rival(name: str, module: str) -> Finding:
+    if importlib.util.find_spec(module) is None:
         advice = "pip install 'adrec[rivals]' to see it in evaluation tables"
-        return Finding("LightGBM", "note", "not installed", advice)
-    return Finding("LightGBM", "ok", "installed")
+        return Finding(name, "note", "not installed", advice)
+    return Finding(name, "ok", "installed")

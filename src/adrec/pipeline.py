@@ -263,13 +263,13 @@ def evaluate_run(
     run = run_of(folder)
     dataset = Dataset(run / "dataset")
     recommender = Recommender.load(folder)
-    rivals = config.evaluation.rivals
+    rivals, threads = config.evaluation.rivals, torch.get_num_threads()
     result = evaluate(
         recommender,
         dataset,
         config.evaluation,
-        ranking_rivals=ranking_rivals(threads=torch.get_num_threads()) if rivals else (),
-        retrieval_rivals=retrieval_rivals(dataset) if rivals else (),
+        ranking_rivals=ranking_rivals(threads=threads) if rivals else (),
+        retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
         references=_truth(config.data, dataset),
         progress=progress,
     )

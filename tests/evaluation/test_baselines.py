@@ -183,6 +183,74 @@ def test_trees_find_a_planted_signal_and_the_scale_of_a_value(tmp_path: Path) ->
     assert scores[~of_a].mean(axis=0) == pytest.approx([0.2, 60], rel=0.3)
 
 
+def test_trees_without_counters_have_no_column_of_them_nor_of_the_session(
+    tiny_dataset: Dataset,
+) -> None:
+    rows = tiny_dataset.rows_of(tiny_dataset.requests("train"))[:300]
+    names = {}
+    for counters in (True, False):
+        table, table_NF = ImpressionTable.fit(
+            tiny_dataset, rows, np.arange(300) % 3, counters=counters
+        )
+        names[counters] = table.names
+        assert table_NF.shape == (300, len(table.names))
+        # The same table for rows that come later, without a column left unfilled.
+        later_NF = table.read(tiny_dataset, rows[:7])
+        numbers = _numbers(tiny_dataset, rows[:7], counters)
+        assert table.names[-len(numbers) :] == tuple(numbers)
+        expected = np.stack([*numbers.values()], axis=1).astype(np.float32)
+        np.testing.assert_array_equal(later_NF[:, -len(numbers) :], expected)
+    without = set(names[True]) - set(names[False])
+    assert without == {n for n in names[True] if n.startswith("counter ")} | {
+        "hours since last request",
+        "requests in last hour",
+    }
+    assert len(without) == tiny_dataset.counters_NC.shape[1] + 2 > 2
+    assert not set(names[False]) - set(names[True])
+
+
+def test_trees_without_counters_say_so_and_are_others(
+    trees: LightGBM, tiny_dataset: Dataset
+) -> None:
+    rival = LightGBM(FEW_TREES.model_copy(update={"counters": False}))
+    rival.fit(tiny_dataset)
+    assert (trees.name, rival.name) == ("LightGBM", "LightGBM without counters")
+    rows, labels = rows_and_labels(tiny_dataset)
+    scores = rival.score(tiny_dataset, rows)
+    assert (scores != trees.score(tiny_dataset, rows)).any()
+    assert auc(scores[:, 0], labels[:, 0]) > 0.55  # fields and histories alone say something
+
+
+def test_refitted_trees_learn_from_both_periods_as_many_trees_as_were_best(
+    trees: LightGBM, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown: list[tuple[int, int, list[int], list[int]]] = []
+    grow = LightGBM._grow
+
+    def noted(
+        self: LightGBM, dataset: Dataset, train: np.ndarray, valid: np.ndarray, rounds: list[int]
+    ) -> list[int]:
+        best = grow(self, dataset, train, valid, rounds)
+        grown.append((len(train), len(valid), list(rounds), best))
+        return best
+
+    monkeypatch.setattr(LightGBM, "_grow", noted)
+    rival = LightGBM(FEW_TREES.model_copy(update={"refit": True}))
+    rival.fit(tiny_dataset)
+    (train, valid, most, best), (both, none, fixed, trees_K) = grown
+    assert (train, valid, most) == (6400, 800, [60, 60, 60])
+    assert (both, none, fixed) == (7200, 0, best)
+    assert trees_K == best == [model.num_trees() for model in rival._models]
+    assert min(best) < 60  # else nothing shows that growing was stopped
+    rows, labels = rows_and_labels(tiny_dataset)
+    assert (rival.score(tiny_dataset, rows) != trees.score(tiny_dataset, rows)).any()
+    assert rival.name == "LightGBM"
+    popularity = Popularity()
+    popularity.fit(tiny_dataset)
+    auc_of = [auc(r.score(tiny_dataset, rows)[:, 0], labels[:, 0]) for r in (rival, popularity)]
+    assert auc_of[0] > auc_of[1] + 0.05
+
+
 def test_without_lightgbm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rival.name for rival in ranking_rivals()] == ["popularity", "LightGBM"]
     monkeypatch.setitem(sys.modules, "lightgbm", None)

@@ -21,7 +21,8 @@ from adrec.evaluation.judged import OURS, EvaluationConfig, judged_impressions
 from adrec.evaluation.offline import compare, evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval import logged_visitor
-from adrec.evaluation.retrieval_baselines import PopularAds, queries
+from adrec.evaluation.retrieval_baselines import PopularAds
+from adrec.evaluation.retrieval_queries import queries
 from adrec.evaluation.slices import column_of
 from adrec.evaluation.tables import result_tables
 from adrec.features.dataset import Dataset

@@ -1,27 +1,22 @@
 """Retrieval rivals against other derivations of the same numbers; queries by hand and by loops."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from scipy.sparse import csr_matrix
 
 from adrec.data.layouts import open_layout
 from adrec.data.splits import SplitConfig
 from adrec.data.tables import open_tables
-from adrec.errors import ConfigError, DataError
-from adrec.evaluation.retrieval_baselines import (
+from adrec.errors import DataError
+from adrec.evaluation.collaborative import Ease, Ials, IalsConfig, ItemKnn
+from adrec.evaluation.retrieval_baselines import PopularAds, item_to_item, retrieval_rivals
+from adrec.evaluation.retrieval_queries import (
     AdLists,
-    Ease,
-    ItemKnn,
-    PopularAds,
     RetrievalRival,
-    cosine_weights,
-    ease_weights,
-    item_to_item,
     queries,
-    retrieval_rivals,
     user_item_pairs,
 )
 from adrec.features.dataset import Dataset, prepare
@@ -199,7 +194,7 @@ def test_pairs_equal_a_loop_over_the_tables(tiny_world: Path, tiny_dataset: Data
 def test_without_a_history_popularity_decides(tiny_dataset: Dataset) -> None:
     ads = user_item_pairs(tiny_dataset)[1].tolist()
     expected = sorted(set(ads), key=lambda ad: (-ads.count(ad), ad))[:100]
-    for rival in (Ease(), ItemKnn()):
+    for rival in (Ease(), ItemKnn(), Ials()):
         rival.fit(tiny_dataset)
         nobody = AdLists(np.array([0, 0]), np.zeros(0, np.int64))
         assert rival.rank(nobody, 100).tolist() == [expected]
@@ -212,29 +207,6 @@ def test_popular_ads_count_clicks_before_the_test_and_leave_out_the_history(
     rival.fit(toy_dataset)
     # a and b have 2 clicks, d and c 1; equal ones in catalogue order, by first impression: d, c.
     assert ranked(toy_dataset, rival, 5, "", "a", "bdc") == ["abdc-", "bdc--", "a----"]
-
-
-def test_ease_is_a_ridge_regression_of_each_ad_on_the_others() -> None:
-    rng = np.random.default_rng(0)
-    met = (rng.random((30, 6)) < 0.4).astype(np.float64)
-    weights = ease_weights(csr_matrix(met.astype(np.float32)), 3.0)
-    for ad in range(6):
-        others = np.delete(np.arange(6), ad)
-        x = met[:, others]
-        ridge = np.linalg.solve(x.T @ x + 3.0 * np.eye(5), x.T @ met[:, ad])
-        assert weights[others, ad] == pytest.approx(ridge, abs=1e-6)
-        assert weights[ad, ad] == 0
-
-
-def test_cosine_by_hand_and_its_nearest_neighbours() -> None:
-    # Users who met each ad: a {0, 1, 2, 3}, b {0, 1}, c {3}; a and b share 2, a and c 1.
-    met = csr_matrix(np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1]], np.float32))
-    ab, ac = 2 / (np.sqrt(4 * 2) + 1), 1 / (np.sqrt(4 * 1) + 1)
-    expected = np.array([[0, ab, ac], [ab, 0, 0], [ac, 0, 0]])
-    assert cosine_weights(met, 1.0, 2).toarray() == pytest.approx(expected)
-    # With one neighbour each, only b still speaks for a; a speaks for both.
-    expected[2, 0] = 0
-    assert cosine_weights(met, 1.0, 1).toarray() == pytest.approx(expected)
 
 
 def test_item_to_item_ranks_by_weights_from_the_history(toy_dataset: Dataset) -> None:
@@ -255,7 +227,7 @@ def test_ease_keeps_the_most_frequent_ads(toy_dataset: Dataset) -> None:
     assert sorted(ranked(toy_dataset, rival, 4, "")[0]) == ["-", "a", "b", "d"]
 
 
-@pytest.mark.parametrize("rival", [PopularAds(), Ease(), ItemKnn()], ids=lambda r: r.name)
+@pytest.mark.parametrize("rival", [PopularAds(), Ease(), ItemKnn(), Ials()], ids=lambda r: r.name)
 def test_every_rival_keeps_the_contract(rival: RetrievalRival, tiny_dataset: Dataset) -> None:
     rival.fit(tiny_dataset)
     asked = queries(tiny_dataset)
@@ -273,21 +245,35 @@ def test_every_rival_keeps_the_contract(rival: RetrievalRival, tiny_dataset: Dat
     np.testing.assert_array_equal(rival.rank(asked.seen.take(few), 10), found[few, :10])
 
 
-def test_item_to_item_finds_more_than_popularity(tiny_dataset: Dataset) -> None:
+def test_collaborative_rivals_find_more_than_popularity(tiny_dataset: Dataset) -> None:
     asked = queries(tiny_dataset)
     recall = {}
-    for rival in (PopularAds(), Ease(regulariser=50.0), ItemKnn()):
+    ials = Ials(IalsConfig(regulariser=0.1))
+    for rival in (PopularAds(), Ease(regulariser=50.0), ItemKnn(), ials):
         rival.fit(tiny_dataset)
         recall[rival.name] = recall_at_k(rival.rank(asked.seen, 50), asked.targets, [50])[50]
     # 50 of 400 ads by chance: .13. Users' tastes show in their histories.
     assert recall["EASE"] > recall["popular ads"] + 0.05
     assert recall["item kNN"] > recall["popular ads"] + 0.05
+    assert recall["iALS"] > recall["popular ads"] + 0.05
 
 
-def test_the_choice_of_rivals(tiny_dataset: Dataset, anonymous: Dataset) -> None:
+def test_the_choice_of_rivals(
+    tiny_dataset: Dataset, anonymous: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(dataset: Dataset) -> list[str]:
+        return [rival.name for rival in retrieval_rivals(dataset)]
+
     assert isinstance(item_to_item(tiny_dataset), Ease)
-    assert [r.name for r in retrieval_rivals(tiny_dataset)] == ["popular ads", "EASE"]
-    assert [r.name for r in retrieval_rivals(anonymous)] == ["popular ads"]
+    assert chosen(tiny_dataset) == ["popular ads", "EASE", "iALS"]
+    assert chosen(anonymous) == ["popular ads"]
+    pairs = len(user_item_pairs(tiny_dataset)[0])
+    for most, expected in ((pairs, ["iALS"]), (pairs - 1, [])):
+        monkeypatch.setattr("adrec.evaluation.retrieval_baselines.IALS_PAIRS", most)
+        assert chosen(tiny_dataset) == ["popular ads", "EASE", *expected]
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "implicit", None)  # what is not installed
+    assert chosen(tiny_dataset) == ["popular ads", "EASE"]
 
 
 def test_a_large_catalogue_is_left_to_nearest_neighbours(
@@ -298,9 +284,6 @@ def test_a_large_catalogue_is_left_to_nearest_neighbours(
 
 
 def test_what_cannot_be_fitted_says_so(anonymous: Dataset) -> None:
-    with pytest.raises(DataError, match="PopularAds"):
-        Ease().fit(anonymous)
-    with pytest.raises(ConfigError, match="regulariser is 0"):
-        Ease(regulariser=0.0)
-    with pytest.raises(ConfigError, match="shrinkage is -1"):
-        ItemKnn(shrinkage=-1.0)
+    for rival in (Ease(), Ials()):
+        with pytest.raises(DataError, match="PopularAds"):
+            rival.fit(anonymous)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -234,6 +235,25 @@ class TestPeriods:
         visitor = state.visit(user, at, {})
         counted = state.counters(visitor, np.array([1]))[0, 0]
         assert counted == pytest.approx(np.log1p(count), rel=1e-5)
+
+
+class TestThroughValidation:
+    def test_the_validation_period_is_trained_on_and_the_rest_stays(
+        self, tiny_dataset: Dataset
+    ) -> None:
+        before = tiny_dataset.split
+        joined = tiny_dataset.through_validation()
+        train, valid = tiny_dataset.requests("train"), tiny_dataset.requests("valid")
+        assert len(valid)
+        assert joined.requests("train").tolist() == [*train, *valid]
+        assert joined.requests("valid").tolist() == []
+        np.testing.assert_array_equal(joined.requests("test"), tiny_dataset.requests("test"))
+        assert tiny_dataset.split == before  # it is a view: the dataset itself is as it was
+        np.testing.assert_array_equal(tiny_dataset.requests("valid"), valid)
+        assert joined.labels_NK is tiny_dataset.labels_NK
+        some = train[:5]
+        assert torch.equal(joined.batch(some).labels_BNK, tiny_dataset.batch(some).labels_BNK)
+        np.testing.assert_array_equal(joined.periods(valid), tiny_dataset.periods(valid))
 
 
 class TestHistories:

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
@@ -602,6 +603,50 @@ def test_training_stops_once_patience_epochs_were_no_better(
     # The weights left are those of the best epoch, not of the last.
     assert objective.model.weight.item() == objective.seen[best]
     assert len(set(objective.seen)) == epochs
+
+
+def test_without_metrics_the_last_epoch_is_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    class Unjudged(Scripted):
+        def validate(self) -> Mapping[str, float]:
+            super().validate()
+            if len(self.seen) == self.stop_at:
+                interrupt()
+            return {}
+
+        stop_at = 0
+
+    config = CONFIG.model_copy(update={"epochs": 3, "patience": 1})
+    straight = Unjudged([0.0] * 3)
+    position = run(straight, tiny_dataset, tmp_path / "straight", config)
+    assert (position.epoch, position.best_epoch, position.done) == (3, 2, True)
+    assert straight.model.weight.item() == straight.seen[2] == max(straight.seen)
+    assert [set(entry) for entry in position.history] == [{"epoch", "loss"}] * 3
+    # Also where it was stopped in between.
+    stopped = Unjudged([0.0] * 3)
+    stopped.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, tiny_dataset, tmp_path / "stopped", config)
+    rest = Unjudged([0.0])
+    assert run(rest, tiny_dataset, tmp_path / "stopped", config).best_epoch == 2
+    assert rest.model.weight.item() == straight.seen[2]
+    # One panel instead of two.
+    pictures = {}
+    for name, objective in (("judged", Scripted([0.5] * 3)), ("unjudged", Unjudged([0.0] * 3))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("adrec.training.curves.Figure", Sketch)
+            run(objective, tiny_dataset, tmp_path / name, config)
+        pictures[name] = [axes.get_title() for axes in Sketch.last.axes]
+    assert pictures == {"judged": ["Loss", "Validation"], "unjudged": ["Loss"]}
+
+
+class Sketch(Figure):
+    """A figure that can be looked at once it is written."""
+
+    last: ClassVar[Figure]
+
+    def savefig(self, *place: Path, **options: int) -> None:
+        Sketch.last = self
+        super().savefig(*place, **options)
 
 
 def test_patience_is_counted_across_a_stop(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -207,6 +207,31 @@ class TestTraining:
         np.testing.assert_array_equal(found, ads)
 
 
+class TestWithoutAValidationPeriod:
+    """As where a run is refitted through it."""
+
+    def test_there_are_no_metrics(self, tiny_dataset: Dataset) -> None:
+        joined = tiny_dataset.through_validation()
+        assert ranker_of(joined).validate() == {}
+        objective, _ = objective_of(joined)
+        assert objective.validate() == {}
+        assert ranker_of(tiny_dataset).validate()
+
+    def test_clicked_ads_of_no_requests_are_none(self, tiny_dataset: Dataset) -> None:
+        offsets, ads, requests = clicked_ads(tiny_dataset, np.zeros(0, np.int64), 10)
+        assert (offsets.tolist(), ads.tolist(), requests.tolist()) == ([0], [], [])
+
+    def test_the_two_tower_knows_the_clicks_of_its_last_period(
+        self, tiny_dataset: Dataset, tmp_path: Path
+    ) -> None:
+        """Shares are of all that is trained on, or its batches would lack theirs."""
+        joined = tiny_dataset.through_validation()
+        clicks_PA, _ = positive_shares(joined)
+        assert len(clicks_PA) == 1 + joined.periods(joined.requests("train")).max()
+        done = train(objective_of(joined)[0], joined, CONFIG, tmp_path, name="two-tower")
+        assert done.rows == 7200
+
+
 class TestPositiveShares:
     def test_clicks_by_period(self, tiny_dataset: Dataset) -> None:
         clicks_PA, _ = positive_shares(tiny_dataset)

@@ -142,11 +142,12 @@ def _numbers(dataset: Dataset, rows_N: Ints, counters: bool) -> dict[str, npt.ND
         for half in spec.half_lives_hours
         for part in ("count", *(task.name for task in schema.tasks))
     ]
+    if counters:
+        columns |= dict(zip(names, dataset.counters_NC[rows_N].T, strict=True))
     request_N = _request_of(dataset, rows_N)
     columns["position"] = dataset.position_N[rows_N]
     columns["hour UTC"] = dataset.time_ms_R[request_N] / _HOUR_MS % 24
     if counters:
-        columns |= dict(zip(names, dataset.counters_NC[rows_N].T, strict=True))
         columns |= _session(dataset, request_N)
     for field, whole in zip(schema.sequences, dataset.histories, strict=True):
         past = whole.take(request_N)

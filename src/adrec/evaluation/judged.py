@@ -34,7 +34,8 @@ class EvaluationConfig(Strict):
     slice_values: int = Field(default=20, ge=1)
     """Most frequent values of each that are shown."""
     rivals: bool = True
-    """Whether popularity, an item-to-item model and LightGBM (if installed) are trained too."""
+    """Whether popularity, an item-to-item model and what is installed of LightGBM and iALS are
+    trained too."""
     seed: int = Field(default=0, ge=0)
     """Of the bootstrap."""
 

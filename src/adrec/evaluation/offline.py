@@ -18,7 +18,7 @@ from adrec.evaluation.bootstrap import bootstrap, paired_bootstrap
 from adrec.evaluation.judged import OURS, EvaluationConfig, Impressions, Scores, judged_impressions
 from adrec.evaluation.latency import stage_latency
 from adrec.evaluation.retrieval import judge_retrieval
-from adrec.evaluation.retrieval_baselines import Queries, RetrievalRival, queries
+from adrec.evaluation.retrieval_queries import Queries, RetrievalRival, queries
 from adrec.evaluation.slices import column_of, judge_slice
 from adrec.features.dataset import Dataset
 from adrec.metrics import Grouped

@@ -11,7 +11,7 @@ from adrec import metrics
 from adrec.errors import ConfigError
 from adrec.evaluation.bootstrap import bootstrap
 from adrec.evaluation.judged import OURS, EvaluationConfig
-from adrec.evaluation.retrieval_baselines import Queries, RetrievalRival
+from adrec.evaluation.retrieval_queries import Queries, RetrievalRival
 from adrec.features.dataset import Dataset
 from adrec.features.state import Visitor
 from adrec.progress import Progress
