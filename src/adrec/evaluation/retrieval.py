@@ -51,7 +51,7 @@ def judge_retrieval(
     few = np.linspace(
         0, len(asked.requests_Q) - 1, min(config.pipeline_queries, len(asked.requests_Q))
     ).astype(np.int64)
-    pipeline = {}
+    pipeline: dict[str, Any] = {}
     if len(few):
         progress.say(f"pipeline: the ranker orders the candidates of {len(few):,} queries")
         part = Queries(
