@@ -38,12 +38,11 @@ def judge_retrieval(
         raise ConfigError("evaluation.recall_at: every depth is beyond the catalogue's size")
     deepest = max(depths)
     recommender = recommender.as_of(dataset.state("test"), dataset.split.test_from_ms)
-    found = {
-        f"{OURS}, exact search": _retrieve(recommender, dataset, asked, deepest, exact=True),
-        f"{OURS}, {recommender.index.kind} index": _retrieve(
-            recommender, dataset, asked, deepest, exact=False
-        ),
-    }
+    by_search, by_index = f"{OURS}, exact search", f"{OURS}, {recommender.index.kind} index"
+    found = {by_search: _retrieve(recommender, dataset, asked, deepest, exact=True)}
+    found[by_index] = found[by_search]
+    if recommender.index.kind != "exact":
+        found[by_index] = _retrieve(recommender, dataset, asked, deepest, exact=False)
     for rival in rivals:
         progress.say(f"fitting {rival.name}")
         rival.fit(dataset)
@@ -52,7 +51,7 @@ def judge_retrieval(
     few = np.linspace(
         0, len(asked.requests_Q) - 1, min(config.pipeline_queries, len(asked.requests_Q))
     ).astype(np.int64)
-    pipeline = {}
+    pipeline: dict[str, Any] = {}
     if len(few):
         progress.say(f"pipeline: the ranker orders the candidates of {len(few):,} queries")
         part = Queries(
@@ -60,7 +59,10 @@ def judge_retrieval(
             seen=asked.seen.take(few),
             targets=asked.targets.take(few),
         )
-        for name in list(found)[:2]:
+        for name in (by_search, by_index):
+            if name == by_index and found[by_index] is found[by_search]:
+                pipeline[f"{name} + ranker"] = pipeline[f"{by_search} + ranker"]
+                continue
             replayed = recommender.with_state(dataset.state("test"))  # each pass starts afresh
             ranked = _rerank(replayed, dataset, part, found[name][few])
             pipeline[f"{name} + ranker"] = _recalls(ranked, part, depths, config)

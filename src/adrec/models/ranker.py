@@ -58,7 +58,7 @@ class RankerConfig(Strict):
     """Hidden width of a block."""
     field_tokens: int = Field(default=4, ge=1, le=64)
     """Prefix tokens that the user's and the request's fields are projected to."""
-    history_tokens: int = Field(default=20, ge=1, le=1000)
+    history_tokens: int = Field(default=10, ge=1, le=1000)
     """Most recent items of each history that become prefix tokens; crosses look at all items."""
     cross_layers: int = Field(default=3, ge=0, le=16)
     """DCN V2 layers; 0 leaves the sum of the features as it is."""

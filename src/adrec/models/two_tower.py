@@ -222,8 +222,10 @@ class TwoTower(nn.Module):
         if self.config.history_weight and self._met is not None:
             past = self._past_positives(batch.query, self._met, draws.cut_B)
             if len(past.row_P):
-                pool_UD = self.ads(draws.ads, None)
-                loss = self._softmax(past, pool_UD, draws.row_U, shares.histories_A)
+                row_U, ads = draws.row_U, draws.ads
+                if len(row_U) < len(shares.histories_A) - 1:  # half of a sample does for these
+                    row_U, ads = row_U[::2], _fields_of(ads, slice(None, None, 2))
+                loss = self._softmax(past, self.ads(ads, None), row_U, shares.histories_A)
                 softmax = softmax + self.config.history_weight * loss
         weight = self.config.pointwise_weight
         return weight * pointwise + (1 - weight) * softmax
@@ -327,7 +329,7 @@ def _rows_of(history: HistoryItems, rows: Tensor) -> HistoryItems:
     )
 
 
-def _fields_of(fields: Fields, rows: Tensor) -> Fields:
+def _fields_of(fields: Fields, rows: Tensor | slice) -> Fields:
     return Fields(fields.categorical[rows], fields.dense[rows])
 
 
