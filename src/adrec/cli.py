@@ -35,6 +35,7 @@ from adrec.errors import ConfigError, DataError
 from adrec.options import (
     ConfigFile,
     Data,
+    EvaluationSettings,
     JsonFile,
     LayoutName,
     Out,
@@ -263,7 +264,7 @@ def evaluate(
         bool | None, typer.Option("--rivals/--no-rivals", help="Train the rivals too, as is usual.")
     ] = None,
     replicates: Annotated[int | None, typer.Option(help="Bootstrap replicates; 0: none.")] = None,
-    settings: Settings = None,
+    settings: EvaluationSettings = None,
     json_file: JsonFile = None,
     report: Annotated[Path | None, typer.Option(help="Where to write the HTML report.")] = None,
 ) -> None:

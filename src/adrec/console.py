@@ -217,4 +217,4 @@ def show_findings(findings: Sequence["Finding"]) -> None:
     for finding in findings:
         out.print(f"{marks[finding.status]} {finding.what}: {finding.found}", highlight=False)
         if finding.advice:
-            out.print(f"     {finding.advice}", highlight=False)
+            out.print(f"     {finding.advice}", highlight=False, markup=False)

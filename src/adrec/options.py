@@ -33,6 +33,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any setting by its path: --set training.ranker.epochs=3."),
 ]
+EvaluationSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of the evaluation: --set evaluation.replicates=0."),
+]
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Take up what an earlier run left.")
 ]

@@ -264,11 +264,12 @@ def evaluate_run(
     dataset = Dataset(run / "dataset")
     recommender = Recommender.load(folder)
     rivals, threads = config.evaluation.rivals, torch.get_num_threads()
+    refit = config.training.refit
     result = evaluate(
         recommender,
         dataset,
         config.evaluation,
-        ranking_rivals=ranking_rivals(threads=threads) if rivals else (),
+        ranking_rivals=ranking_rivals(threads=threads, refit=refit) if rivals else (),
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
         references=_truth(config.data, dataset),
         progress=progress,

@@ -11,6 +11,7 @@ import pytest
 from adrec.data.checks import check_tables, require_valid
 from adrec.data.tables import open_tables, tables_from
 from adrec.errors import DataError
+from adrec.schema import parse_schema
 from data.logs import PLAIN, SCHEMA, ads, impressions, only, plain, plain_csv, users, write_log
 
 
@@ -147,3 +148,26 @@ def test_a_header_alone_is_a_log_without_rows(tmp_path: Path) -> None:
     assert only(check_tables(tables)).problem == "has no rows"
     assert list(tables.chunks(10)) == [] or sum(c.height for c in tables.chunks(10)) == 0
     assert tables.ad_frame().height == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "later_ms", "wrong"), [("1", 0, False), ("2", 0, True), ("1", 90_000_000, True)]
+)
+def test_a_request_id_that_is_used_again_is_found(
+    tmp_path: Path, user: str, later_ms: int, wrong: bool
+) -> None:
+    schema = parse_schema("{name: t, user_id: user_id, request_id: view, tasks: [{name: click}]}")
+    pl.DataFrame(
+        {
+            "user_id": ["3", "1", user],
+            "ad_id": ["a", "a", "b"],
+            "view": ["v", "w", "w"],
+            "timestamp_ms": [1000, 1000, 1001 + later_ms],
+            "click": [0, 1, 0],
+        }
+    ).write_csv(tmp_path / "impressions.csv")
+    found = check_tables(open_tables(schema, tmp_path))
+    assert len(found) == wrong
+    if wrong:
+        assert (found[0].column, found[0].row, found[0].rows) == ("view", 2, 2)
+        assert "several users" in found[0].problem

@@ -6,9 +6,10 @@ from adrec.data.files import check_lines, reading
 from adrec.data.parsing import Column, parse, type_complaint
 from adrec.data.tables import Table, Tables, times_column
 from adrec.errors import DataError, Problem
-from adrec.schema import AD_ID, USER_ID
+from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID
 
 _ROW = "adrec:row"
+_LONGEST_REQUEST_MS = 24 * 3_600_000
 
 
 def require_valid(tables: Tables) -> None:
@@ -23,7 +24,7 @@ def check_tables(tables: Tables) -> list[Problem]:
 
     Finds lines with too many or too few cells, values that do not parse, missing ids, times and
     labels, labels outside their range, vectors of the wrong length, histories out of order,
-    duplicate ids, and tables without rows.
+    duplicate ids, request ids used again, and tables without rows.
     """
     problems: list[Problem] = []
     for table in tables.all:
@@ -34,7 +35,44 @@ def check_tables(tables: Tables) -> list[Problem]:
         if keyed is not None:
             with reading(keyed.file):
                 problems += _check_unique(keyed, key)
+    if tables.schema.request_id is not None:
+        with reading(tables.impressions.file):
+            problems += _check_requests(tables)
     return problems
+
+
+def _check_requests(tables: Tables) -> list[Problem]:
+    """A request id used twice would join what different people were shown at different times."""
+    schema = tables.schema
+    time = pl.col(TIMESTAMP_MS)
+    apart = (time.max() - time.min()) > _LONGEST_REQUEST_MS
+    if schema.user_id is not None:
+        apart |= pl.col(USER_ID).drop_nulls().n_unique() > 1
+    log = tables.impressions.frame().select(
+        REQUEST_ID, TIMESTAMP_MS, *([USER_ID] if schema.user_id is not None else [])
+    )
+    requests = (
+        log.with_row_index(_ROW)
+        .filter(pl.col(REQUEST_ID).is_not_null())
+        .group_by(REQUEST_ID)
+        .agg(apart.alias("apart"), pl.col(_ROW).min(), pl.len().alias("rows"))
+        .filter("apart")
+        .select(pl.col(_ROW).min(), pl.col("rows").sum())
+        .collect(engine="streaming")
+    )
+    row, rows = requests.row(0)
+    if not rows:
+        return []
+    return [
+        Problem(
+            file=tables.impressions.file,
+            column=schema.request_id,
+            row=row + 1,
+            rows=rows,
+            problem="a request is of several users, or lasts more than a day",
+            remedy="Give each request an id of its own, or drop request_id from the schema",
+        )
+    ]
 
 
 def _check_columns(table: Table) -> list[Problem]:

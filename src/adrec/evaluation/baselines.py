@@ -182,11 +182,12 @@ class LightGBM:
         }
 
 
-def ranking_rivals(threads: int = 1) -> tuple[RankingRival, ...]:
-    """All that this machine has, not fitted yet: LightGBM where it is installed."""
+def ranking_rivals(threads: int = 1, *, refit: bool = False) -> tuple[RankingRival, ...]:
+    """All that this machine has, not fitted yet: LightGBM where it is installed, refitted through
+    the validation period where our models are."""
     if find_spec("lightgbm") is None:
         return (Popularity(),)
-    return Popularity(), LightGBM(LightGBMConfig(threads=threads))
+    return Popularity(), LightGBM(LightGBMConfig(threads=threads, refit=refit))
 
 
 def _load_lightgbm() -> Any:

@@ -84,12 +84,21 @@ def prepare(
     catalogue.save(unfinished)
     state.save(unfinished / "state")
     writer.finish(times)
+    _require_requests(Dataset(unfinished))
     if directory.exists():
         shutil.rmtree(directory)
     unfinished.rename(directory)
     if unknown:
         progress.say(f"left out: {unknown:,} impressions of ads that the ads table does not have")
     return Dataset(directory)
+
+
+def _require_requests(dataset: "Dataset") -> None:
+    """Impressions may be there, and their requests have begun in an earlier period."""
+    names: tuple[SplitName, ...] = ("train", "valid", "test")
+    for name in names:
+        if not len(dataset.requests(name)):
+            raise ConfigError(f"split: no request begins in the {name} period; choose other times")
 
 
 def _period_starts(times: Split, refresh_hours: float) -> list[int]:

@@ -4,9 +4,9 @@
     request ─────┼─► MLP 512, 256 ─┐
     histories ─┬─► attention pools ┘├─► u ─┐
                └─► sums ─► linear ──┘      ├─► u·a / temperature + b
-    ad fields ─┬─► MLP 512, 256 ────┐      │
-    standing ──┤─► linear ──────────┴─► a ─┤
-               └─► MLP ──────────────► b ──┘
+    ad fields ─┬─► linear ──────────┐      │
+    standing ──┴─► MLP 512, 256 ────┴─► a ─┤
+            both ─► MLP 64 ───────────► b ─┘
 
 The linear parts alone are a factorised item-to-item model, what EASE (Steck 2019) is with a full
 matrix: on few interactions an ad it is what generalises, and the MLPs add what it cannot say. u and

@@ -140,8 +140,8 @@ class TwoTowerObjective:
         return self.model.loss(batch, to_device(draws, self._device), shares)
 
     def validate(self) -> Mapping[str, float]:
-        """Share of clicked ads among the nearest of all ads, by brute force. The index is as old
-        as it would be: built at the start of the validation period."""
+        """Share of clicked ads among the nearest of all ads, by brute force. The index is
+        the last one built before the validation period."""
         valid = self._dataset.requests("valid")
         if not len(valid):
             return {}
