@@ -92,7 +92,7 @@ def measure(base: RunConfig, work: Path, seeds: range) -> list[Row]:
         threads = torch.get_num_threads()
         boosted = LightGBMConfig(seed=seed, refit=True, threads=threads)
         rivals: list[RankingRival] = [
-            Popularity(),
+            Popularity(refit=True),
             LightGBM(boosted),
             LightGBM(boosted.model_copy(update={"counters": False})),
         ]

@@ -256,3 +256,15 @@ def test_without_lightgbm_the_error_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(ConfigError, match=r"pip install adrec\[rivals\]"):
         LightGBM()
+
+
+def test_popularity_may_know_the_validation_period(tiny_dataset: Dataset) -> None:
+    rows = tiny_dataset.rows_of(tiny_dataset.requests("test"))
+    short, known = Popularity(), Popularity(refit=True)
+    short.fit(tiny_dataset)
+    known.fit(tiny_dataset)
+    by_hand = Popularity()
+    by_hand.fit(tiny_dataset.through_validation())
+    expected = by_hand.score(tiny_dataset, rows)
+    np.testing.assert_array_equal(known.score(tiny_dataset, rows), expected)
+    assert not np.array_equal(short.score(tiny_dataset, rows), expected)

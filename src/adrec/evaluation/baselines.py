@@ -45,9 +45,14 @@ class Popularity:
 
     name = "popularity"
 
+    def __init__(self, *, refit: bool = False) -> None:
+        """Choose whether to average the validation period, too."""
+        self._refit = refit
+
     def fit(self, dataset: Dataset) -> None:
         """Average the training period."""
-        rows = dataset.rows_of(dataset.requests("train"))
+        known = dataset.through_validation() if self._refit else dataset
+        rows = dataset.rows_of(known.requests("train"))
         labels_NK = dataset.labels_NK[rows].astype(np.float64)
         self._means = Means.of(dataset.ad_N[rows], labels_NK, labels_NK.mean(axis=0))
 
@@ -186,8 +191,8 @@ def ranking_rivals(threads: int = 1, *, refit: bool = False) -> tuple[RankingRiv
     """All that this machine has, not fitted yet: LightGBM where it is installed, refitted through
     the validation period where our models are."""
     if find_spec("lightgbm") is None:
-        return (Popularity(),)
-    return Popularity(), LightGBM(LightGBMConfig(threads=threads, refit=refit))
+        return (Popularity(refit=refit),)
+    return Popularity(refit=refit), LightGBM(LightGBMConfig(threads=threads, refit=refit))
 
 
 def _load_lightgbm() -> Any:
