@@ -3,8 +3,9 @@
     python benchmarks/kuairand.py --data DIR --test-from 2022-05-06 --test-to 2022-05-06 --json FILE
 
 Every model chooses on the day before `--test-from` and is then fitted again through it, its length
-of training fixed; ours and LightGBM with each of `--seeds`, popularity, EASE and iALS are the same in
-all. Counters run on through the test days, strictly past, for all alike. Days are those of UTC+8.
+of training fixed; ours and LightGBM with each of `--seeds`, while popularity, EASE and iALS are the
+same in all. Counters run on through the test days, strictly past, for all alike. Days are those of
+UTC+8.
 
 Prints a table and the differences to both LightGBMs, paired by user over all seeds. `--json`
 writes rows {model, task, metric, mean, spread}: spread is the standard deviation over seeds. The
