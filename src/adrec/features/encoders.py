@@ -125,7 +125,7 @@ class NumericEncoder(Strict):
         if value is None or value == "":
             return self.encode_column(np.array([np.nan])).reshape(-1)
         try:
-            number = float(value)  # type: ignore[arg-type]
+            number = float(value)  # type: ignore[arg-type]  # whatever a request holds
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestError(
                 f"field '{self.name}': {value!r} is not a number; send a number or leave it out"
