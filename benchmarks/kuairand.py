@@ -91,7 +91,7 @@ def measure(base: RunConfig, work: Path, seeds: range) -> list[Row]:
         version = pipeline.run(config, work, progress=Progress(console))
         dataset, recommender = Dataset(work / "dataset"), Recommender.load(version)
         threads = torch.get_num_threads()
-        boosted = LightGBMConfig(seed=seed, refit=True, threads=threads)
+        boosted = LightGBMConfig(seed=seed, refit=True)
         rivals: list[RankingRival] = [
             Popularity(refit=True),
             LightGBM(boosted),

@@ -7,6 +7,7 @@
         features/                schema.yaml, features.json, vocabularies.parquet
         ads.parquet, ads.safetensors
         two_tower.safetensors, ranker.safetensors, calibration.json
+        trees/                   boosted trees beside the ranker, where the settings ask for them
         index.faiss, index.faiss.json
         state/                   users, histories and counters at the log's end
         training/                curves and logs
@@ -31,6 +32,7 @@ from adrec.features.state import State
 from adrec.features.transforms import Features
 from adrec.inference.runtime import Runtime
 from adrec.models.ranker import Ranker, RankerConfig
+from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
 from adrec.schema import Schema, Strict
@@ -92,6 +94,8 @@ class Manifest(Strict):
     """SHA-256 over the two-tower weights that made the index."""
     two_tower: TwoTowerConfig
     ranker: RankerConfig
+    trees: bool = False
+    """Whether boosted trees score beside the ranker."""
     serving: ServingConfig
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
@@ -133,9 +137,13 @@ class Bundle:
         ranker = Ranker(self.manifest.ranker, self.features.layout)
         load_weights(self.path / "two_tower.safetensors", two_tower)
         load_weights(self.path / "ranker.safetensors", ranker)
+        trees = None
+        if self.manifest.trees:
+            trees = Trees.load(self.path / "trees", self.features.layout)
         text = (self.path / "calibration.json").read_text()
         calibration = Calibration.model_validate_json(text)
-        return Runtime(two_tower, ranker, calibration, precision=self.manifest.serving.precision)
+        precision = self.manifest.serving.precision
+        return Runtime(two_tower, ranker, calibration, trees=trees, precision=precision)
 
     def index(self) -> AdIndex:
         """The index of the ads' vectors."""

@@ -197,11 +197,27 @@ class Calibration(_Model):
 
     negative_rate: float = Field(default=1.0, gt=0, le=1)
     positive_weight: float = Field(default=1.0, gt=0)
+    tree_weights: tuple[float, ...] | None = None
+    """Share of the boosted trees in each task's score; None where there are none."""
     tasks: tuple[Calibrator | ValueCalibrator, ...]
 
-    def apply(self, predictions: npt.ArrayLike) -> Floats:
-        """Calibrate predictions [..., K] as the ranker gives them."""
-        return self.calibrate(self.undo(predictions))
+    def apply(self, predictions: npt.ArrayLike, trees: npt.ArrayLike | None = None) -> Floats:
+        """Calibrate predictions [..., K] as the ranker gives them, with those of the trees."""
+        undone = self.undo(predictions)
+        if self.tree_weights is not None and trees is not None:
+            undone = self.join(undone, np.asarray(trees, dtype=np.float64), self.tree_weights)
+        return self.calibrate(undone)
+
+    def join(self, undone: Floats, trees: Floats, weights: Sequence[float]) -> Floats:
+        """The mean of ranker and trees, [..., K]: of log odds, and of expected values."""
+        columns = []
+        for k, (task, weight) in enumerate(zip(self.tasks, weights, strict=True)):
+            one, other = undone[..., k], trees[..., k]
+            if isinstance(task, ValueCalibrator):
+                columns.append((1 - weight) * one + weight * other)
+            else:
+                columns.append(_sigmoid((1 - weight) * _logit(one) + weight * _logit(other)))
+        return np.stack(columns, axis=-1)
 
     def undo(self, predictions: npt.ArrayLike) -> Floats:
         """The arithmetic part: take back sampling and weights, [..., K]."""
@@ -226,8 +242,9 @@ def fit_calibration(
     *,
     negative_rate: float,
     positive_weight: float,
+    trees_NK: npt.ArrayLike | None = None,
 ) -> Calibration:
-    """Fit every task's calibrator on held-out rows.
+    """Fit every task's calibrator on held-out rows, and how much the trees count.
 
     Args:
         method: for the binary tasks; a value task gets a scale.
@@ -236,6 +253,7 @@ def fit_calibration(
         kinds: binary or value, for each task.
         negative_rate: share of negatives kept in training.
         positive_weight: weight of positives in training.
+        trees_NK: what the trees predict, if there are any.
     """
     labels = np.asarray(labels_NK, dtype=np.float64)
     identity = [IdentityCalibrator() if kind == "binary" else ValueCalibrator() for kind in kinds]
@@ -243,6 +261,11 @@ def fit_calibration(
         negative_rate=negative_rate, positive_weight=positive_weight, tasks=tuple(identity)
     )
     undone = plain.undo(predictions_NK)
+    weights = None
+    if trees_NK is not None:
+        trees = np.asarray(trees_NK, dtype=np.float64)
+        weights = _best_weights(plain, undone, trees, labels)
+        undone = plain.join(undone, trees, weights)
     fitted: list[Calibrator | ValueCalibrator] = []
     for k, kind in enumerate(kinds):
         if kind == "binary":
@@ -251,7 +274,32 @@ def fit_calibration(
             fitted.append(fit_value_calibrator(undone[:, k], labels[:, k]))
         else:
             fitted.append(ValueCalibrator())  # nothing was earned while held out: no scale to fit
-    return plain.model_copy(update={"tasks": tuple(fitted)})
+    return plain.model_copy(update={"tasks": tuple(fitted), "tree_weights": weights})
+
+
+def _best_weights(
+    plain: Calibration, undone: Floats, trees: Floats, labels: Floats
+) -> tuple[float, ...]:
+    """The share of the trees in each task with the least loss, in steps of .05.
+
+    Log loss of a binary task; of a value task the Tweedie loss of power 1.5, −v m^(1−p) / (1−p) +
+    m^(2−p) / (2−p), which the trees minimise as well.
+    """
+    shares = np.linspace(0.0, 1.0, 21)
+    losses = []
+    for share in shares:
+        joined = plain.join(undone, trees, [share] * len(plain.tasks))
+        of_tasks = []
+        for k, task in enumerate(plain.tasks):
+            if isinstance(task, ValueCalibrator):
+                mean = np.maximum(joined[:, k], 1e-6 * max(float(joined[:, k].max()), 1e-6))
+                tweedie = 2 * labels[:, k] / np.sqrt(mean) + 2 * np.sqrt(mean)
+                of_tasks.append(float(tweedie.mean()))
+            else:
+                p = _clip(joined[:, k])
+                of_tasks.append(float(-np.where(labels[:, k] > 0, np.log(p), np.log1p(-p)).mean()))
+        losses.append(of_tasks)
+    return tuple(shares[np.argmin(losses, axis=0)].tolist())
 
 
 def _smoothed(labels: Floats) -> Floats:

@@ -19,6 +19,7 @@ from adrec.errors import ConfigError
 from adrec.evaluation.judged import EvaluationConfig
 from adrec.features.fitting import FeatureConfig
 from adrec.models.ranker import RankerConfig
+from adrec.models.trees import TreesConfig
 from adrec.models.two_tower import TwoTowerConfig
 from adrec.retrieval.index_config import IndexConfig
 from adrec.schema import Strict, parse_config
@@ -61,6 +62,8 @@ class TrainingConfig(Strict):
     ranker: TrainConfig = TrainConfig(
         epochs=2, batch_rows=1024, learning_rate=5e-4, embedding_rate=0.1
     )
+    task_weights: tuple[float, ...] | None = None
+    """Weight of each task in the ranker's loss; None takes those of the schema."""
     refit: bool = False
     """Whether both stages are then trained afresh through the validation period, for as many epochs
     as were best on it, and published. Calibration stays that of the ranker that had not seen it."""
@@ -74,6 +77,7 @@ class RunConfig(Strict):
     features: FeatureConfig = FeatureConfig()
     two_tower: TwoTowerConfig = TwoTowerConfig()
     ranker: RankerConfig = RankerConfig()
+    trees: TreesConfig = TreesConfig()
     training: TrainingConfig = TrainingConfig()
     calibration: Method = "platt"
     """Shape of the binary tasks' calibration, fitted on the validation period."""

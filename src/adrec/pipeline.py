@@ -38,11 +38,13 @@ from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
 from adrec.models.ranker import Ranker
+from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
 from adrec.schema import load_schema
+from adrec.training.boosting import grow_trees, score_with_trees
 from adrec.training.checkpoint import fingerprint, save_weights
 from adrec.training.config import TrainConfig
 from adrec.training.loop import Position, train
@@ -64,6 +66,7 @@ class Trained:
 
     two_tower: TwoTower
     ranker: Ranker
+    trees: Trees | None
     two_tower_run: Position
     ranker_run: Position
 
@@ -85,7 +88,7 @@ def run(
     progress = progress or Progress()
     dataset = prepare_log(config, out, progress=progress, resume=resume)
     trained = train_stages(config, dataset, out / "training", progress=progress, resume=resume)
-    calibration = calibrate(config, dataset, trained.ranker)
+    calibration = calibrate(config, dataset, trained)
     if config.training.refit:
         known, fixed = dataset.through_validation(), _fixed_epochs(config, trained)
         trained = train_stages(fixed, known, out / "refit", progress=progress, resume=resume)
@@ -171,16 +174,40 @@ def train_stages(
         dataset,
         positive_weights=[settings.ranker.positive_weight] * len(layout.task_kinds),
         negative_rate=settings.ranker.negative_rate,
+        task_weights=settings.task_weights,
         valid_requests=settings.ranker.valid_requests,
         device=choose_device(settings.ranker.device),
     )
     if config.ranker.start_from_two_tower:
         ranker.start_from(two_tower.embeddings)
-    key = _key(config.ranker, _what_matters(settings.ranker), prepared, fingerprint(two_tower))
+    of_ranker = config.ranker, _what_matters(settings.ranker), settings.task_weights
+    key = _key(*of_ranker, prepared, fingerprint(two_tower))
     ranker_run = _train_stage(
         "ranker", ranker_objective, config, dataset, folder, key, progress, resume
     )
-    return Trained(two_tower.cpu(), ranker.cpu(), tower_run, ranker_run)
+    trees = None
+    if config.trees.wanted:
+        trees = _grow_trees(config, dataset, folder / "trees", prepared, progress, resume)
+    return Trained(two_tower.cpu(), ranker.cpu(), trees, tower_run, ranker_run)
+
+
+def _grow_trees(
+    config: RunConfig,
+    dataset: Dataset,
+    directory: Path,
+    prepared: str,
+    progress: Progress,
+    resume: bool,
+) -> Trees:
+    """The trees in `directory`, grown if they are not there for these settings."""
+    key = _key(config.trees, prepared)
+    if resume and _is_done(directory, key):
+        return Trees.load(directory, dataset.features.layout)
+    shutil.rmtree(directory, ignore_errors=True)
+    trees = grow_trees(config.trees, dataset, progress=progress)
+    trees.save(directory)
+    (directory / "run.json").write_text(json.dumps({"key": key}))  # last: now they are whole
+    return trees
 
 
 def _fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
@@ -191,7 +218,10 @@ def _fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
         name: getattr(config.training, name).model_copy(update=update)
         for name, update in epochs.items()
     }
-    return config.model_copy(update={"training": config.training.model_copy(update=training)})
+    update: dict[str, Any] = {"training": config.training.model_copy(update=training)}
+    if chosen.trees is not None:
+        update["trees"] = config.trees.model_copy(update={"rounds": chosen.trees.rounds})
+    return config.model_copy(update=update)
 
 
 def publish_run(
@@ -219,6 +249,7 @@ def publish_run(
         tower=tower,
         two_tower=config.two_tower,
         ranker=config.ranker,
+        trees=trained.trees is not None,
         serving=config.serving,
     )
 
@@ -228,6 +259,8 @@ def publish_run(
         dataset.catalogue.save(folder)
         save_weights(trained.two_tower, folder / "two_tower.safetensors")
         save_weights(trained.ranker, folder / "ranker.safetensors")
+        if trained.trees is not None:
+            trained.trees.save(folder / "trees")
         (folder / "calibration.json").write_text(calibration.model_dump_json(indent=1))
         index.save(folder / "index.faiss")
         for stage in ("two-tower", "ranker"):
@@ -269,7 +302,7 @@ def evaluate_run(
         recommender,
         dataset,
         config.evaluation,
-        ranking_rivals=ranking_rivals(threads=threads, refit=refit) if rivals else (),
+        ranking_rivals=ranking_rivals(refit=refit) if rivals else (),
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
         references=_truth(config.data, dataset),
         progress=progress,
@@ -283,16 +316,19 @@ def evaluate_run(
     return recommender, dataset, result
 
 
-def calibrate(config: RunConfig, dataset: Dataset, ranker: Ranker) -> Calibration:
-    """Fit the calibration of every task on the validation period, which the ranker has not seen."""
+def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibration:
+    """Fit the calibration of every task on the validation period, which no model has seen, and how
+    much the trees count."""
     requests = thin(dataset.requests("valid"), _CALIBRATION_REQUESTS)
+    trees = trained.trees
     return fit_calibration(
         config.calibration,
-        score_impressions(ranker, dataset, requests, torch.device("cpu")),
+        score_impressions(trained.ranker, dataset, requests, torch.device("cpu")),
         dataset.labels_NK[dataset.rows_of(requests)],
         dataset.features.layout.task_kinds,
         negative_rate=config.training.ranker.negative_rate,
         positive_weight=config.training.ranker.positive_weight,
+        trees_NK=None if trees is None else score_with_trees(trees, dataset, requests),
     )
 
 

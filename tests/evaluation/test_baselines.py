@@ -3,6 +3,7 @@
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -224,23 +225,27 @@ def test_trees_without_counters_say_so_and_are_others(
 def test_refitted_trees_learn_from_both_periods_as_many_trees_as_were_best(
     trees: LightGBM, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grown: list[tuple[int, int, list[int], list[int]]] = []
+    grown: list[tuple[int, int, Any, tuple[int, ...]]] = []
     grow = LightGBM._grow
 
     def noted(
-        self: LightGBM, dataset: Dataset, train: np.ndarray, valid: np.ndarray, rounds: list[int]
-    ) -> list[int]:
-        best = grow(self, dataset, train, valid, rounds)
-        grown.append((len(train), len(valid), list(rounds), best))
+        self: LightGBM,
+        config: LightGBMConfig,
+        dataset: Dataset,
+        train: np.ndarray,
+        valid: np.ndarray,
+    ) -> tuple[int, ...]:
+        best = grow(self, config, dataset, train, valid)
+        grown.append((len(train), len(valid), config.rounds, best))
         return best
 
     monkeypatch.setattr(LightGBM, "_grow", noted)
     rival = LightGBM(FEW_TREES.model_copy(update={"refit": True}))
     rival.fit(tiny_dataset)
     (train, valid, most, best), (both, none, fixed, trees_K) = grown
-    assert (train, valid, most) == (6400, 800, [60, 60, 60])
+    assert (train, valid, most) == (6400, 800, 60)
     assert (both, none, fixed) == (7200, 0, best)
-    assert trees_K == best == [model.num_trees() for model in rival._models]
+    assert trees_K == best == tuple(model.num_trees() for model in rival._models)
     assert min(best) < 60  # else nothing shows that growing was stopped
     rows, labels = rows_and_labels(tiny_dataset)
     assert (rival.score(tiny_dataset, rows) != trees.score(tiny_dataset, rows)).any()
@@ -254,7 +259,7 @@ def test_refitted_trees_learn_from_both_periods_as_many_trees_as_were_best(
 def test_without_lightgbm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [rival.name for rival in ranking_rivals()] == ["popularity", "LightGBM"]
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(ConfigError, match=r"pip install adrec\[rivals\]"):
+    with pytest.raises(ConfigError, match=r"pip install \"adrec\[trees\]\""):
         LightGBM()
 
 

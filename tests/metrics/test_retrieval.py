@@ -41,6 +41,16 @@ def test_recall_matches_sets(seed: int) -> None:
         assert recall == pytest.approx(np.mean(shares) if shares else math.nan, nan_ok=True)
 
 
+def test_ndcg_by_hand() -> None:
+    # Query 0 wants 3 and 9 and finds 3 first: 1 of the best 1 + 1/log2(3). Query 1 wants nothing.
+    # Query 2 finds its only one in the second place.
+    ranked = [[3, 1, 2], [4, 5, 6], [8, 5, -1]]
+    second = 1 / math.log2(3)
+    found = metrics.query_ndcg(ranked, ([0, 2, 2, 3], [3, 9, 5]), k=2)
+    assert found.tolist() == pytest.approx([1 / (1 + second), second])
+    assert metrics.query_ndcg(ranked, ([0, 2, 2, 3], [3, 9, 5]), k=1).tolist() == [1.0, 0.0]
+
+
 def test_recall_refuses_what_would_be_a_wrong_number() -> None:
     with pytest.raises(ConfigError, match="ks holds 4, but 3 ads were ranked"):
         metrics.recall_at_k([[1, 2, 3]], ([0, 1], [1]), ks=[4])

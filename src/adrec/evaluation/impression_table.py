@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adrec.features.counters import SMOOTHING, outcomes
+from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset
 from adrec.features.encoders import Vocabulary
 from adrec.features.past import count_strictly_before, order_events
+from adrec.features.target_means import Means
 from adrec.features.transforms import Encoded, FieldGroup
 
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -23,30 +24,6 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 
 _HOUR_MS = 3_600_000
 _CHUNK_ROWS = 100_000
-
-
-@dataclass(frozen=True)
-class Means:
-    """Count and smoothed mean outcomes of each value of a field, [V + 1, 1 + K].
-
-    The mean of n impressions is (Σ y + s p) / (n + s). The last row is a value never seen.
-    """
-
-    table: Floats
-
-    @classmethod
-    def of(cls, code_N: npt.NDArray[Any], outcome_NK: Floats, prior_K: Floats) -> "Means":
-        count_V = np.append(np.bincount(code_N), 0).astype(np.float64)
-        columns = [count_V]
-        for outcome_N, prior in zip(outcome_NK.T, prior_K, strict=True):
-            sum_V = np.bincount(code_N, outcome_N, minlength=len(count_V))
-            columns.append((sum_V + SMOOTHING * prior) / (count_V + SMOOTHING))
-        return cls(np.stack(columns, axis=1))
-
-    def read(self, code_N: npt.NDArray[Any]) -> Floats:
-        """[N, 1 + K] of each row's value."""
-        means: Floats = self.table[np.minimum(code_N, len(self.table) - 1)]
-        return means
 
 
 @dataclass(frozen=True)

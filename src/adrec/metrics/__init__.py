@@ -21,7 +21,7 @@ from adrec.metrics.binary import (
 )
 from adrec.metrics.inputs import Floats, Ints, Vector, check_outcomes, check_values, check_vector
 from adrec.metrics.ranking import Grouped, gauc, map_at_k, mrr, ndcg_at_k
-from adrec.metrics.retrieval import query_recalls, recall_at_k
+from adrec.metrics.retrieval import query_ndcg, query_recalls, recall_at_k
 from adrec.metrics.value import normalised_gini, rmse, spearman, value_auc
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "normalised_entropy",
     "normalised_gini",
     "pr_auc",
+    "query_ndcg",
     "query_recalls",
     "recall_at_k",
     "reliability",

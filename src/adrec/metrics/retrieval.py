@@ -34,6 +34,29 @@ def query_recalls(
     ranked: npt.ArrayLike, relevant: tuple[npt.ArrayLike, npt.ArrayLike], ks: Sequence[int]
 ) -> dict[int, Floats]:
     """Recall of each query that has a relevant ad, in order, by k; see `recall_at_k`."""
+    hits_QK, relevant_Q = _hits(ranked, relevant, ks)
+    return {k: hits_QK[:, :k].sum(axis=1) / relevant_Q for k in ks}
+
+
+def query_ndcg(
+    ranked: npt.ArrayLike, relevant: tuple[npt.ArrayLike, npt.ArrayLike], k: int
+) -> Floats:
+    """NDCG@k of each query that has a relevant ad, in order: all of them equally relevant.
+
+    DCG@k = Σ_i≤k hit_i / log2(i + 1), over that of all relevant ads in front (Järvelin and
+    Kekäläinen 2002). Arguments as of `recall_at_k`.
+    """
+    hits_QK, relevant_Q = _hits(ranked, relevant, [k])
+    discount_k = 1.0 / np.log2(np.arange(2, k + 2))
+    best_k = np.cumsum(discount_k)
+    ndcg: Floats = hits_QK[:, :k] @ discount_k / best_k[np.minimum(relevant_Q, k) - 1]
+    return ndcg
+
+
+def _hits(
+    ranked: npt.ArrayLike, relevant: tuple[npt.ArrayLike, npt.ArrayLike], ks: Sequence[int]
+) -> tuple[npt.NDArray[np.bool_], Ints]:
+    """Which ranked ads are relevant [Q', K], and how many are [Q'], of queries that have any."""
     ads_QK = np.asarray(ranked, dtype=np.int64)
     offsets, ads = (np.asarray(part, dtype=np.int64) for part in relevant)
     _check_retrieval(ads_QK, offsets, ads, ks)
@@ -42,10 +65,9 @@ def query_recalls(
     catalogue = 1 + max(ads_QK.max(initial=0), ads.max(initial=0))
     wanted = np.unique(np.repeat(np.arange(queries), np.diff(offsets)) * catalogue + ads)
     pair_QK = np.where(ads_QK >= 0, np.arange(queries)[:, None] * catalogue + ads_QK, -1)
-    hits_QK = np.cumsum(np.isin(pair_QK, wanted), axis=1)
     relevant_Q = np.bincount(wanted // catalogue, minlength=queries)
     asked = relevant_Q > 0
-    return {k: hits_QK[asked, k - 1] / relevant_Q[asked] for k in ks}
+    return np.isin(pair_QK, wanted)[asked], relevant_Q[asked]
 
 
 def _check_retrieval(ads_QK: Ints, offsets: Ints, ads: Ints, ks: Sequence[int]) -> None:

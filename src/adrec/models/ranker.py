@@ -176,24 +176,15 @@ class Ranker(nn.Module):
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
         keys.append(k)
         values.append(v)
-        return Prefix(self._histories(query), tuple(keys), tuple(values), mask_BT, summary_BD)
-
-    def _histories(self, query: Query) -> tuple[History, ...]:
-        codes_DF = query.history_ads.categorical
-        return tuple(
-            History(
-                codes_DF[items.place_BL],
-                items.mask_BL,
-                (items.outcomes_BL & 1).bool() if impressions else None,
-            )
-            for items, impressions in zip(query.histories, self.layout.impressions, strict=True)
-        )
+        histories = histories_of(query, self.layout.impressions)
+        return Prefix(histories, tuple(keys), tuple(values), mask_BT, summary_BD)
 
     @torch.no_grad()
     def fit_numbers(self, batches: Iterable[Batch]) -> None:
         """Scale what is known of user and ad together by a sample of impressions."""
+        impressions = self.layout.impressions
         rows = [
-            known_together(self._histories(b.query), b.candidates)[b.candidates.mask_BN]
+            known_together(histories_of(b.query, impressions), b.candidates)[b.candidates.mask_BN]
             for b in batches
         ]
         self.scores.fit(torch.cat(rows))
@@ -256,6 +247,24 @@ class Ranker(nn.Module):
     def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:
         """Probability or expected value of each task, uncalibrated, [B, N, K]."""
         return self.heads.predictions(self.score(prefix, candidates))
+
+
+def histories_of(query: Query, impressions: Sequence[bool]) -> tuple[History, ...]:
+    """The histories of B requests as candidates are compared with them.
+
+    Args:
+        query: what is known of the requests.
+        impressions: which histories hold all that was shown; those also tell clicks.
+    """
+    codes_DF = query.history_ads.categorical
+    return tuple(
+        History(
+            codes_DF[items.place_BL],
+            items.mask_BL,
+            (items.outcomes_BL & 1).bool() if shown else None,
+        )
+        for items, shown in zip(query.histories, impressions, strict=True)
+    )
 
 
 def known_together(histories: Sequence[History], candidates: Candidates) -> Tensor:

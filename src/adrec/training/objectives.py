@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adrec.errors import ConfigError
 from adrec.features.batches import Batch, Fields, to_device
 from adrec.features.dataset import Dataset
 from adrec.metrics import auc, log_loss, recall_at_k
@@ -51,8 +52,15 @@ class RankerObjective:
         valid_requests: int,
         device: torch.device,
         negative_rate: float = 1.0,
+        task_weights: Sequence[float] | None = None,
     ) -> None:
-        self.model = model
+        weights = model.layout.task_weights if task_weights is None else tuple(task_weights)
+        if len(weights) != len(model.layout.task_kinds) or min(weights) < 0 or not any(weights):
+            raise ConfigError(
+                f"training.task_weights is {list(weights)}; give {len(model.layout.task_kinds)} "
+                "numbers of 0 or more, one a task, not all 0"
+            )
+        self.model, self._task_weights = model, weights
         self._negative_rate = negative_rate
         self._dataset = dataset
         self._positive_weights = positive_weights
@@ -70,8 +78,8 @@ class RankerObjective:
     def loss(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Weighted sum of the tasks' losses."""
         del rng  # dropout draws from the loop's seed
-        weights = self.model.layout.task_weights
-        return self.model.loss(batch, weights, self._positive_weights, self._negative_rate)
+        weights = self._task_weights, self._positive_weights
+        return self.model.loss(batch, *weights, self._negative_rate)
 
     def validate(self) -> Mapping[str, float]:
         """AUC and log loss of each binary task, the first task's AUC in front."""
