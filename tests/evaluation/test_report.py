@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from adrec.evaluation.measures import interval, number, p_text
+from adrec.evaluation import sheets
+from adrec.evaluation.measures import GAUC_AT_START, interval, number, p_text
 from adrec.evaluation.report import model_styles, write_report
 from adrec.evaluation.tables import (
     BEST_POSSIBLE,
@@ -383,6 +384,28 @@ def test_terminal_tables_cut_no_number(width: int) -> None:
             ]
             assert all(text in "".join(texts) for text in printed)
     assert "+0.0012 to +0.0030" in texts[-1]
+    behind = (sheets.worst_slices, sheets.importance, sheets.cold_start, sheets.cold_retrieval)
+    for sheet in [sheet for part in behind for sheet in part(result)]:
+        numbers = [cell for row in sheet.brief(8).rows for cell in row[sheet.names :]]
+        assert all(cell in "".join(texts) for cell in numbers)
+
+
+def test_a_narrow_terminal_holds_all_columns_of_a_slice() -> None:
+    table = next(t for t in result_tables(full_result()) if "worst" in str(t.title))
+    lines = shown(table, 80).rstrip().splitlines()[1:]
+    assert {line[-1] for line in lines} <= set("┓┃┩│┘")
+
+
+def test_gauc_of_the_group_s_start_stands_beside_gauc(tmp_path: Path) -> None:
+    result = full_result()
+    for found in result["tasks"][0]["models"].values():
+        found[GAUC_AT_START] = {"estimate": 0.7109, "groups": 12, "rows": 40}
+    text = shown(result_tables(result)[0], 80)
+    heads = next(line for line in text.splitlines() if "GAUC" in line)
+    assert heads.index("GAUC") < heads.index("at start") < heads.index("log loss")
+    assert "0.7109" in text
+    assert "…" not in text
+    assert GAUC_AT_START in written(result, tmp_path)[1].text
 
 
 def test_numbers_in_print() -> None:

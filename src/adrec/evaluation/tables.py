@@ -263,13 +263,13 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 
 def _sheet_table(sheet: Sheet) -> Table:
-    """A sheet for the terminal: names and heads wrap where space is short, numbers do not."""
+    """A sheet for the terminal: names wrap where space is short, heads always, numbers never."""
     table = Table(title=Text(sheet.title, style="bold"), title_justify="left")
     for place, column in enumerate(sheet.columns):
-        name = place < sheet.names
-        width = 8 if name else max(len(row[place]) for row in sheet.rows)
-        justify: Literal["left", "right"] = "left" if name else "right"
-        table.add_column(Text(column), justify=justify, overflow="fold", min_width=width)
+        if place < sheet.names:
+            table.add_column(Text(column), overflow="fold", min_width=6)
+        else:
+            table.add_column(Text(column.replace(" ", "\n")), justify="right", no_wrap=True)
     for row in sheet.rows:
         table.add_row(*map(Text, row))
     return table
