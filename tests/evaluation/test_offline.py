@@ -18,6 +18,7 @@ from adrec.data.synthetic import read_truth
 from adrec.errors import ConfigError, DataError
 from adrec.evaluation import offline
 from adrec.evaluation.judged import OURS, EvaluationConfig, judged_impressions
+from adrec.evaluation.measures import GAUC_AT_START
 from adrec.evaluation.offline import compare, evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval import logged_visitor
@@ -35,6 +36,7 @@ Result = dict[str, Any]
 
 CONFIG = EvaluationConfig(
     replicates=20,
+    importance_rows=200,
     recall_at=(5, 20, 100, 1000),
     slices=("new user", "new ad", "position", "device", "category"),
     slice_values=3,
@@ -96,7 +98,8 @@ def estimates(models: dict[str, Any], model: str) -> dict[str, float]:
 class TestStructure:
     def test_parts(self, result: Result, recommender: Recommender, dataset: Dataset) -> None:
         assert set(result) == {
-            "version", "test", "tasks", "ranking", "retrieval", "slices", "curves", "stage_ms"
+            "version", "test", "tasks", "ranking", "retrieval", "slices", "curves", "stage_ms",
+            "over_time", "largest_slices", "worst_slices", "importance", "cold_start", "coverage",
         }  # fmt: skip
         assert result["version"] == recommender.version
         test = dataset.requests("test")
@@ -525,7 +528,9 @@ def evaluated(
     run = folder / "run"
     pipeline.run(small_config({"data.path": str(log)}), run)
     dataset, recommender = Dataset(run / "dataset"), Recommender.load(run)
-    config = EvaluationConfig(replicates=10, recall_at=(1, 5, 20), slices=("site", "new user"))
+    config = EvaluationConfig(
+        replicates=10, recall_at=(1, 5, 20), slices=("site", "new user"), importance_rows=50
+    )
     result = evaluate(recommender, dataset, config, retrieval_rivals=[PopularAds()])
     console = Console(width=200)
     with console.capture() as printed:
@@ -563,6 +568,10 @@ class TestPlainLogs:
         result, dataset, recommender = evaluated(tmp_path, small_config, users=True)
         shown = judged_impressions(dataset)
         assert result["ranking"]["grouped_by"] == "user and day"
+        at_start = result["tasks"][0]["models"][OURS][GAUC_AT_START]
+        as_it_is = result["tasks"][0]["models"][OURS]["GAUC"]
+        assert at_start["groups"] == as_it_is["groups"]
+        assert at_start["rows"] == as_it_is["rows"]
         log = pl.read_csv(tmp_path / "log" / "impressions.csv")[-120:]
         days = log.select("user_id", pl.col("timestamp_ms") // (24 * HOUR_MS)).n_unique()
         assert len(set(shown.group_N)) == days

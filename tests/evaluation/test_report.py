@@ -13,19 +13,19 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from adrec.evaluation import sheets
+from adrec.evaluation.measures import GAUC_AT_START, interval, number, p_text
 from adrec.evaluation.report import model_styles, write_report
 from adrec.evaluation.tables import (
     BEST_POSSIBLE,
     best_of,
     comparison_table,
-    interval,
-    number,
-    p_text,
     result_tables,
     standing,
     summary_table,
     verdict,
 )
+from evaluation.written_diagnosis import diagnosis, nothing_to_diagnose
 
 DAY_MS = 86_400_000
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -130,7 +130,10 @@ def full_result() -> dict[str, Any]:
     columns = ("column", "value", "rows", "mean", "mean predicted", "AUC", "log loss")
     stages = {"features": 1.9134, "retrieve": 0.6201, "rank": 21.412, "total": 24.4031}
     begun_ms = 1_772_323_200_000  # 2026-03-01 00:00 UTC
+    diagnosed = diagnosis()
+    cold = diagnosed.pop("cold")
     return {
+        **diagnosed,
         "version": "v20260307-091500-4be1",
         "test": {
             "impressions": 61_204,
@@ -159,6 +162,7 @@ def full_result() -> dict[str, Any]:
             "models": models_of(RETRIEVAL, recalls),
             "pipeline_queries": 200,
             "pipeline": models_of(PIPELINE, recalls),
+            "cold": cold,
         },
         "slices": [dict(zip(columns, row, strict=True)) for row in SLICES],
         "curves": {
@@ -188,6 +192,7 @@ def bare_result() -> dict[str, Any]:
     roc_of = {"adrec": {"false_positive_rate": [], "true_positive_rate": []}}
     bins = {"predicted": [0.04], "actual": [0.0], "rows": [12]}
     return result | {
+        **nothing_to_diagnose(),
         "tasks": [task | {"models": {"adrec": undefined}}],
         "ranking": {
             "task": "click",
@@ -295,7 +300,8 @@ def test_page_holds_every_model_and_value_and_needs_nothing_else(tmp_path: Path)
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in read.tags}
     assert "url(" not in re.sub(r"url\(#", "", page)
     drawn = [attrs for tag, attrs in read.tags if attrs.get("role") == "img"]
-    assert len(drawn) == 2 * 2 + 1 + 2  # ROC and reliability of two tasks, recall, two stages
+    # ROC and reliability of two tasks, recall, one task over time, importance, two stages.
+    assert len(drawn) == 2 * 2 + 1 + 1 + 1 + 2
     assert all(attrs["aria-label"] for attrs in drawn)
     ids = [attrs["id"] for _, attrs in read.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -378,6 +384,28 @@ def test_terminal_tables_cut_no_number(width: int) -> None:
             ]
             assert all(text in "".join(texts) for text in printed)
     assert "+0.0012 to +0.0030" in texts[-1]
+    behind = (sheets.worst_slices, sheets.importance, sheets.cold_start, sheets.cold_retrieval)
+    for sheet in [sheet for part in behind for sheet in part(result)]:
+        numbers = [cell for row in sheet.brief(8).rows for cell in row[sheet.names :]]
+        assert all(cell in "".join(texts) for cell in numbers)
+
+
+def test_a_narrow_terminal_holds_all_columns_of_a_slice() -> None:
+    table = next(t for t in result_tables(full_result()) if "worst" in str(t.title))
+    lines = shown(table, 80).rstrip().splitlines()[1:]
+    assert {line[-1] for line in lines} <= set("┓┃┩│┘")
+
+
+def test_gauc_of_the_group_s_start_stands_beside_gauc(tmp_path: Path) -> None:
+    result = full_result()
+    for found in result["tasks"][0]["models"].values():
+        found[GAUC_AT_START] = {"estimate": 0.7109, "groups": 12, "rows": 40}
+    text = shown(result_tables(result)[0], 80)
+    heads = next(line for line in text.splitlines() if "GAUC" in line)
+    assert heads.index("GAUC") < heads.index("at start") < heads.index("log loss")
+    assert "0.7109" in text
+    assert "…" not in text
+    assert GAUC_AT_START in written(result, tmp_path)[1].text
 
 
 def test_numbers_in_print() -> None:

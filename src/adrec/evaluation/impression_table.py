@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from adrec.evaluation.columns import request_of, sides
+from adrec.evaluation.views import moments
 from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset
 from adrec.features.encoders import Vocabulary
 from adrec.features.past import count_strictly_before, order_events
 from adrec.features.target_means import Means
-from adrec.features.transforms import Encoded, FieldGroup
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -80,27 +81,14 @@ def _fill_numbers(
             out_NF[part, i] = column_N
 
 
-def _sides(dataset: Dataset, rows_N: Ints) -> list[tuple[str, FieldGroup, Encoded]]:
-    """The three groups of fields and what they hold for each row."""
-    request_N = _request_of(dataset, rows_N)
-    user_N = dataset.user_R[request_N]
-    known_N = np.where(user_N < len(dataset.static), user_N, 0)
-    features = dataset.features
-    return [
-        ("user", features.user, dataset.static.take(known_N)),
-        ("request", features.request, dataset.request.take(request_N)),
-        ("ad", features.ad, dataset.catalogue.encoded.take(dataset.ad_N[rows_N])),
-    ]
-
-
 def _codes(dataset: Dataset, rows_N: Ints) -> dict[str, npt.NDArray[Any]]:
     """[N] code of each categorical field, and the rows of the user and of the ad."""
     codes: dict[str, npt.NDArray[Any]] = {
-        f"{side} {name}": encoded.categorical[:, i]
-        for side, group, encoded in _sides(dataset, rows_N)
-        for i, name in enumerate(group.categorical_names)
+        f"{side.name} {name}": side.codes(name)
+        for side in sides(dataset, rows_N)
+        for name in side.group.categorical_names
     }
-    codes["user row"] = dataset.user_R[_request_of(dataset, rows_N)]
+    codes["user row"] = dataset.user_R[request_of(dataset, rows_N)]
     codes["ad row"] = dataset.ad_N[rows_N]
     return codes
 
@@ -108,10 +96,10 @@ def _codes(dataset: Dataset, rows_N: Ints) -> dict[str, npt.NDArray[Any]]:
 def _numbers(dataset: Dataset, rows_N: Ints, counters: bool) -> dict[str, npt.NDArray[Any]]:
     """[N] of each number that is known of the rows."""
     columns: dict[str, npt.NDArray[Any]] = {}
-    for side, group, encoded in _sides(dataset, rows_N):
-        dense = [encoder for encoder in group.encoders if not isinstance(encoder, Vocabulary)]
-        names = [f"{side} {e.name} {i}" for e in dense for i in range(e.width)]
-        columns |= dict(zip(names, encoded.dense.T, strict=True))
+    for side in sides(dataset, rows_N):
+        dense = [encoder for encoder in side.group.encoders if not isinstance(encoder, Vocabulary)]
+        names = [f"{side.name} {e.name} {i}" for e in dense for i in range(e.width)]
+        columns |= dict(zip(names, side.encoded.dense[side.thing_N].T, strict=True))
     schema = dataset.features.schema
     names = [
         f"counter {spec.name} {half} {part}"
@@ -121,11 +109,11 @@ def _numbers(dataset: Dataset, rows_N: Ints, counters: bool) -> dict[str, npt.ND
     ]
     if counters:
         columns |= dict(zip(names, dataset.counters_NC[rows_N].T, strict=True))
-    request_N = _request_of(dataset, rows_N)
+    request_N = request_of(dataset, rows_N)
     columns["position"] = dataset.position_N[rows_N]
     columns["hour UTC"] = dataset.time_ms_R[request_N] / _HOUR_MS % 24
     if counters:
-        columns |= _session(dataset, request_N)
+        columns |= _session(*moments(dataset, request_N))
     for field, whole in zip(schema.sequences, dataset.histories, strict=True):
         past = whole.take(request_N)
         columns[f"{field.name} gap"] = past.gap[:, -1]
@@ -170,8 +158,3 @@ def _matches(
         same_NL = code_NL == codes_AF[ad_N, i][:, None]
         found[f"same {name}"] = (same_NL & (code_NL != 0)).sum(axis=1)
     return found
-
-
-def _request_of(dataset: Dataset, rows_N: Ints) -> Ints:
-    requests: Ints = np.searchsorted(dataset.offset_R, rows_N, side="right") - 1
-    return requests

@@ -11,6 +11,8 @@ from adrec.schema import Strict
 
 OURS = "adrec"
 
+BY_DAY = "user and day"
+
 Scores = NDArray[np.float64]
 
 
@@ -33,11 +35,14 @@ class EvaluationConfig(Strict):
     `position`."""
     slice_values: int = Field(default=20, ge=1)
     """Most frequent values of each that are shown."""
+    importance_rows: int = Field(default=2000, ge=0)
+    """Test impressions, of requests evenly spread, among which each feature is permuted to see
+    what it is worth; 0: none."""
     rivals: bool = True
     """Whether popularity, an item-to-item model and what is installed of LightGBM and iALS are
     trained too."""
     seed: int = Field(default=0, ge=0)
-    """Of the bootstrap."""
+    """Of the bootstrap, of permutations and of labels drawn by chance."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def judged_impressions(dataset: Dataset) -> Impressions:
     group_N, grouped_by = request_N, "request"
     if schema.request_id is None and schema.user_id is not None:
         day_N = dataset.time_ms_R[request_N] // 86_400_000
-        group_N, grouped_by = (user_N << 20) + day_N, "user and day"
+        group_N, grouped_by = (user_N << 20) + day_N, BY_DAY
     return Impressions(
         rows_N=rows,
         labels_NK=dataset.labels_NK[rows].astype(np.float64),

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from adrec import metrics
 from adrec.evaluation.baselines import RankingRival
 from adrec.evaluation.bootstrap import bootstrap, paired_bootstrap
+from adrec.evaluation.diagnosis import diagnose
+from adrec.evaluation.group_start import GroupStart
 from adrec.evaluation.judged import OURS, EvaluationConfig, Impressions, Scores, judged_impressions
 from adrec.evaluation.latency import stage_latency
+from adrec.evaluation.measures import GAUC_AT_START
 from adrec.evaluation.retrieval import judge_retrieval
 from adrec.evaluation.retrieval_queries import Queries, RetrievalRival, queries
-from adrec.evaluation.slices import column_of, judge_slice
+from adrec.evaluation.slices import column_of
 from adrec.features.dataset import Dataset
 from adrec.metrics import Grouped
 from adrec.progress import Progress
@@ -50,7 +53,8 @@ def evaluate(
         progress: where to show how far it is.
 
     Returns:
-        JSON-ready: `test`, `tasks`, `ranking`, `retrieval`, `slices`, `curves`, `stage_ms`.
+        JSON-ready: `version`, `test`, `tasks`, `ranking`, `retrieval`, `curves`, `stage_ms` and
+        what `diagnose` returns.
 
     Raises:
         ConfigError: a slice that is no categorical field, or only depths beyond the catalogue.
@@ -61,10 +65,18 @@ def evaluate(
         column_of(dataset, shown, column)  # a wrong name must not cost the rivals' training
     progress.say(f"evaluating {len(shown.rows_N):,} impressions of the test period")
     scores = {OURS: recommender.score_log(dataset, dataset.requests("test"))}
+    start = GroupStart.of(dataset, shown)
+    at_start = {}
+    if start is not None:
+        at_start[OURS] = start.judge(
+            lambda part, _: recommender.score_log(part, part.requests("test"))
+        )
     for rival in ranking_rivals:
         progress.say(f"fitting {rival.name}")
         rival.fit(dataset)
         scores[rival.name] = rival.score(dataset, shown.rows_N)
+        if start is not None:
+            at_start[rival.name] = start.judge(rival.score)
     for name, reference in (references or {}).items():
         scores[name] = reference[shown.rows_N]
     asked = queries(dataset, config.queries)
@@ -73,16 +85,14 @@ def evaluate(
         {
             "version": recommender.version,
             "test": _about(dataset, shown),
-            "tasks": [_task(dataset, shown, scores, k, config) for k in range(_tasks(dataset))],
+            "tasks": [
+                _task(dataset, shown, scores, at_start, k, config) for k in range(_tasks(dataset))
+            ],
             "ranking": _ranking(dataset, shown, scores, config),
             "retrieval": retrieval,
-            "slices": [
-                entry
-                for column in config.slices
-                for entry in judge_slice(dataset, shown, scores[OURS], column, config)
-            ],
             "curves": _curves(dataset, shown, scores),
             "stage_ms": _latency(recommender, dataset, asked),
+            **diagnose(recommender, dataset, shown, scores, config, progress),
         }
     )
     return result
@@ -137,6 +147,7 @@ def _task(
     dataset: Dataset,
     shown: Impressions,
     scores: Mapping[str, Scores],
+    at_start: Mapping[str, Sequence[Any]],
     k: int,
     config: EvaluationConfig,
 ) -> dict[str, Any]:
@@ -145,7 +156,8 @@ def _task(
     labels = shown.labels_NK[:, k]
     models = {}
     for model, predicted in scores.items():
-        found = _task_metrics(task.kind, predicted[:, k], labels, shown.group_N)
+        grouped = at_start[model][k] if model in at_start else None
+        found = _task_metrics(task.kind, predicted[:, k], labels, shown.group_N, grouped)
         found |= _intervals(task.kind, predicted[:, k], labels, shown.unit_N, config)
         if model == OURS and task.kind == "binary":
             found["GAUC"] |= _gauc_interval(predicted[:, k], labels, shown, config)
@@ -188,7 +200,11 @@ def _compared(kind: str) -> dict[str, Metric]:
 
 
 def _task_metrics(
-    kind: str, predicted: Scores, labels: Scores, groups: NDArray[np.int64]
+    kind: str,
+    predicted: Scores,
+    labels: Scores,
+    groups: NDArray[np.int64],
+    at_start: dict[str, Any] | None,
 ) -> dict[str, Any]:
     if kind == "value":
         return {
@@ -203,6 +219,7 @@ def _task_metrics(
     return {
         "AUC": {"estimate": metrics.auc(predicted, labels)},
         "GAUC": {"estimate": grouped.value, "groups": grouped.groups, "rows": grouped.rows},
+        **({} if at_start is None else {GAUC_AT_START: at_start}),
         "log loss": {"estimate": metrics.log_loss(clipped, labels)},
         "normalised entropy": {"estimate": metrics.normalised_entropy(clipped, labels)},
         "calibration error": {"estimate": metrics.calibration_error(clipped, labels)},

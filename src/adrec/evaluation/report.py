@@ -4,9 +4,7 @@ Plots are inline SVG whose colours are CSS variables, so one page suits screens 
 and paper, and its text stays text. Everything from outside is escaped by the template.
 """
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,56 +12,45 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 import adrec
-from adrec.evaluation import tables
-from adrec.evaluation.tables import Models, Standing, in_order, is_ours, is_reference, number
+from adrec.evaluation import measures, sheets, tables
+from adrec.evaluation.diagnosis_plots import importance_plot, over_time_plot
+from adrec.evaluation.drawing import (
+    GRID,
+    MODEL,
+    REFERENCE,
+    Plot,
+    Style,
+    name_axes,
+    short_count,
+    square,
+    svg_of,
+    upper_first,
+)
+from adrec.evaluation.measures import number
+from adrec.evaluation.sheets import Sheet
+from adrec.evaluation.tables import Models, Standing, in_order, is_ours, is_reference
 from adrec.training.curves import read_log
 
-_STAGES = ("two-tower", "ranker")
 _COLOURS = 7
-_INK, _GRID, _REFERENCE, _MODEL = "#a10000", "#a10001", "#a10002", "#a2000{}"
-"""Stand-ins that matplotlib draws with and that become CSS variables."""
+_STAGES = ("two-tower", "ranker")
 _DASHES = ("", "5 2.5", "1.5 2", "6 2 1.5 2")
 
 
-@dataclass(frozen=True)
-class Style:
-    """How a model is drawn, everywhere on the page."""
-
-    colour: str
-    """What matplotlib draws with."""
-    dash: str
-    """SVG dash array, empty for a solid line."""
-
-    @property
-    def css(self) -> str:
-        """The colour on the page."""
-        return _css(self.colour)
-
-    @property
-    def line(self) -> Any:
-        """Matplotlib's line style."""
-        return (0, [float(part) for part in self.dash.split()]) if self.dash else "-"
-
-
 @dataclass(frozen=True, kw_only=True)
-class Plot:
-    """A drawing with what its reader needs."""
+class Chapter:
+    """A part of the page that is only tables and plots."""
 
+    key: str
+    """Its anchor, and its name in the list of contents."""
     title: str
-    svg: Markup
-    label: str
-    """What it shows, for who cannot see it."""
-    note: str = ""
-    legend: Sequence[tuple[str, str, Style]] = ()
-    """Name, value and style of each line."""
+    about: str
+    sheets: Sequence[Sheet]
+    plots: Sequence[Plot] = ()
 
 
 def write_report(
@@ -88,11 +75,14 @@ def write_report(
         result=result,
         styles=styles,
         tables=tables,
+        measures=measures,
         first_day=_day(result["test"]["from_ms"]),
         last_day=_day(result["test"]["to_ms"]),
         cards=_cards(result),
         task_plots=[_task_plots(task, result["curves"], styles) for task in result["tasks"]],
         recall_plot=_recall_plot(result["retrieval"], styles),
+        slice_sheets=[*sheets.largest_slices(result), *sheets.worst_slices(result)],
+        chapters=[one for one in _chapters(result) if one.sheets],
         training_plots=[] if training is None else _training_plots(training),
     )
     path.write_text(page, encoding="utf-8")
@@ -110,15 +100,54 @@ def model_styles(result: Mapping[str, Any]) -> dict[str, Style]:
     ways = [name for name in names if is_ours(name) and "," in name]
     rivals = [name for name in names if not is_ours(name) and not is_reference(name)]
     references = [name for name in names if is_reference(name)]
-    styles = {name: Style(_MODEL.format(0), "") for name in names if is_ours(name)}
+    styles = {name: Style(MODEL.format(0), "") for name in names if is_ours(name)}
     for place, name in enumerate(ways):
-        styles[name] = Style(_MODEL.format(0), _DASHES[place % len(_DASHES)])
+        styles[name] = Style(MODEL.format(0), _DASHES[place % len(_DASHES)])
     for place, name in enumerate(rivals):
         again, colour = divmod(place, _COLOURS - 1)
-        styles[name] = Style(_MODEL.format(colour + 1), _DASHES[again % len(_DASHES)])
+        styles[name] = Style(MODEL.format(colour + 1), _DASHES[again % len(_DASHES)])
     for place, name in enumerate(references):
-        styles[name] = Style(_REFERENCE, _DASHES[1 + place % (len(_DASHES) - 1)])
+        styles[name] = Style(REFERENCE, _DASHES[1 + place % (len(_DASHES) - 1)])
     return styles
+
+
+def _chapters(result: Mapping[str, Any]) -> list[Chapter]:
+    """What lies behind the metrics."""
+    plots = [over_time_plot(task, buckets) for task, buckets in result["over_time"].items()]
+    features = importance_plot(result["importance"])
+    return [
+        Chapter(
+            key="time",
+            title="Over time",
+            about="adrec's predictions beside what happened. A ratio that drifts away from 1 means "
+            "that the model is growing old; one that swings, that something is missing in it.",
+            sheets=sheets.over_time(result),
+            plots=[plot for plot in plots if plot is not None],
+        ),
+        Chapter(
+            key="new",
+            title="New users and new ads",
+            about="Those whom the training period never met, and impressions whose user and ad it "
+            "both knows. An impression of a new user with a new ad is in both groups.",
+            sheets=[*sheets.cold_start(result), *sheets.cold_retrieval(result)],
+        ),
+        Chapter(
+            key="importance",
+            title="Importance of features",
+            about="How much worse adrec's ranker does when one feature's values are dealt anew "
+            "among the impressions or requests, so that they say nothing any more.",
+            sheets=sheets.importance(result),
+            plots=[] if features is None else [features],
+        ),
+        Chapter(
+            key="coverage",
+            title="Coverage",
+            about="Whether the values of test impressions had a code of their own (ids: whether "
+            "training met them), and how many training impressions had the same code as the "
+            "10th, 50th and 90th percentile of test impressions.",
+            sheets=sheets.coverage(result),
+        ),
+    ]
 
 
 def _day(at_ms: int) -> str:
@@ -138,7 +167,7 @@ def _cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         at = tables.standing(retrieval, recall)
         cards.append(_card(at, notes=[f"by the {at.model.split(', ')[-1]}"]))
     if total := result["stage_ms"].get("total"):
-        p50, p99 = (tables.milliseconds(total[name]) for name in ("p50", "p99"))
+        p50, p99 = (measures.milliseconds(total[name]) for name in ("p50", "p99"))
         notes = [f"99th percentile {p99} ms", "one request, all stages"]
         cards.append({"label": "Median latency", "value": p50, "unit": "ms", "notes": notes})
     return cards
@@ -146,11 +175,11 @@ def _cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _click_cards(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     at = tables.standing(task["models"], "AUC")
-    interval = tables.interval("AUC", task["models"].get(at.model, {}).get("AUC", {}))
+    interval = measures.interval("AUC", task["models"].get(at.model, {}).get("AUC", {}))
     notes = [f"95% interval {interval}"] if interval else []
     if at.best is not None:
         notes.append(f"best possible {number('AUC', at.best)}")
-    label = _upper_first(f"{task['name']} AUC")
+    label = upper_first(f"{task['name']} AUC")
     cards: list[dict[str, Any]] = [
         {"label": label, "value": number("AUC", at.ours), "notes": notes}
     ]
@@ -166,8 +195,8 @@ def _click_cards(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = task["differences"].get(at.rival, {}).get("AUC")
     if found is not None:
         notes = [f"the strongest rival has {number('AUC', at.rival_value)}"]
-        if interval := tables.interval("AUC", found, signed=True):
-            notes.append(f"{interval}, p {tables.p_text(found['p_value'])}")
+        if interval := measures.interval("AUC", found, signed=True):
+            notes.append(f"{interval}, p {measures.p_text(found['p_value'])}")
         value = number("AUC", found["estimate"], signed=True)
         said = tables.verdict("AUC", found)
         label = f"AUC over {at.rival}"
@@ -179,12 +208,8 @@ def _card(at: Standing, notes: Sequence[str] = ()) -> dict[str, Any]:
     beside = [] if at.best is None else [f"best possible {number(at.metric, at.best)}"]
     if at.rival is not None:
         beside.append(f"{at.rival} {number(at.metric, at.rival_value)}")
-    label, value = _upper_first(at.metric), number(at.metric, at.ours)
+    label, value = upper_first(at.metric), number(at.metric, at.ours)
     return {"label": label, "value": value, "notes": [*notes, *beside]}
-
-
-def _upper_first(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _task_plots(
@@ -208,19 +233,19 @@ def _roc_plot(
     drawn = [name for name in in_order(curves) if curves[name]["false_positive_rate"]]
     if not drawn:
         return None
-    figure, axes = _square(4.0)
-    axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+    figure, axes = square(4.0)
+    axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
     for name in reversed(drawn):  # ours on top
         curve, style = curves[name], styles[name]
         rates = curve["false_positive_rate"], curve["true_positive_rate"]
         axes.plot(*rates, color=style.colour, linestyle=style.line, linewidth=1.6)
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    _name(axes, "false positive rate", "true positive rate")
+    name_axes(axes, "false positive rate", "true positive rate")
     values = {name: number("AUC", tables.estimate(models, name, "AUC")) for name in drawn}
     said = ", ".join(f"{name} {value}" for name, value in values.items())
     return Plot(
         title="ROC",
-        svg=_svg(figure, f"roc-{task}"),
+        svg=svg_of(figure, f"roc-{task}"),
         label=f"ROC curves of {task}. AUC: {said}.",
         note="Nearer the upper left corner is better; the diagonal is chance. AUC in the legend.",
         legend=[(name, values[name], styles[name]) for name in drawn],
@@ -236,27 +261,27 @@ def _reliability_plot(task: str, bins: Mapping[str, Sequence[Any]] | None) -> Pl
         1.96 * math.sqrt(max(y * (1 - y), 0.0) / n) for y, n in zip(actual, rows, strict=True)
     ]
     limit = 1.06 * max(*predicted, *(y + e for y, e in zip(actual, errors, strict=True)), 1e-6)
-    figure, axes = _square(4.0, below=0.8)
-    axes.plot([0, limit], [0, limit], color=_GRID, linewidth=1)
+    figure, axes = square(4.0, below=0.8)
+    axes.plot([0, limit], [0, limit], color=GRID, linewidth=1)
     axes.errorbar(
-        predicted, actual, yerr=errors, fmt="o", color=_MODEL.format(0), markersize=4, elinewidth=1
+        predicted, actual, yerr=errors, fmt="o", color=MODEL.format(0), markersize=4, elinewidth=1
     )
     axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
     axes.tick_params(labelbottom=False)
-    _name(axes, "", "actual rate")
+    name_axes(axes, "", "actual rate")
     counts = figure.add_axes((0.13, 0.095, 0.84, 0.115))
-    counts.vlines(predicted, 0, rows, color=_MODEL.format(0), linewidth=2.5)
+    counts.vlines(predicted, 0, rows, color=MODEL.format(0), linewidth=2.5)
     counts.set(xlim=(0, limit), ylim=(0, 1.15 * max(rows)), yticks=[0, max(rows)])
-    _name(counts, "predicted rate", "rows")
+    name_axes(counts, "predicted rate", "rows")
     figure.align_ylabels()
     for axis in (axes.yaxis, counts.xaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(PercentFormatter(1.0))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    counts.yaxis.set_major_formatter(FuncFormatter(lambda count, _: _short(count)))
+    counts.yaxis.set_major_formatter(FuncFormatter(lambda count, _: short_count(count)))
     return Plot(
         title="Reliability",
-        svg=_svg(figure, f"reliability-{task}"),
+        svg=svg_of(figure, f"reliability-{task}"),
         label=f"Reliability of {task}: actual against predicted rate in {len(rows)} bins, "
         f"predicted {predicted[0]:.4f} to {predicted[-1]:.4f}, actual {min(actual):.4f} to "
         f"{max(actual):.4f}.",
@@ -287,7 +312,7 @@ def _recall_plot(retrieval: Mapping[str, Any], styles: Mapping[str, Style]) -> P
     axes.set(xscale="log", xticks=depths, xticklabels=[f"{k:,}" for k in depths])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(bottom=0)
-    _name(axes, "k, ads retrieved (log scale)", "recall@k")
+    name_axes(axes, "k, ads retrieved (log scale)", "recall@k")
     deepest = f"recall@{max(depths)}"
     values = {
         name: number(deepest, tables.estimate(models, name, deepest)) for name in in_order(models)
@@ -295,7 +320,7 @@ def _recall_plot(retrieval: Mapping[str, Any], styles: Mapping[str, Style]) -> P
     said = ", ".join(f"{name} {value}" for name, value in values.items())
     return Plot(
         title="Recall by depth",
-        svg=_svg(figure, "recall"),
+        svg=svg_of(figure, "recall"),
         label=f"Recall against k. {deepest}: {said}.",
         note=f"{deepest} in the legend."
         + (" Lines with the ranker are of fewer queries." if retrieval.get("pipeline") else ""),
@@ -317,78 +342,25 @@ def _training_plots(folder: Path) -> list[Plot]:
         part = max(1, math.ceil(len(losses) / 120))
         starts = range(0, len(losses), part)
         smooth = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in starts]
-        loss.plot([rows[i : i + part][-1] for i in starts], smooth, color=_MODEL.format(0))
-        loss.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _short(count)))
+        loss.plot([rows[i : i + part][-1] for i in starts], smooth, color=MODEL.format(0))
+        loss.xaxis.set_major_formatter(FuncFormatter(lambda count, _: short_count(count)))
         loss.xaxis.set_major_locator(MaxNLocator(4))
-        _name(loss, "impressions seen", "training loss")
+        name_axes(loss, "impressions seen", "training loss")
         known = ("epoch", "step", "seconds", "loss")
         chosen_by = next((key for entry in epochs for key in entry if key not in known), "")
         numbers = [entry["epoch"] for entry in epochs]
         values = [entry.get(chosen_by, math.nan) for entry in epochs]
-        metric.plot(numbers, values, marker="o", markersize=4, color=_MODEL.format(0))
+        metric.plot(numbers, values, marker="o", markersize=4, color=MODEL.format(0))
         metric.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         metric.yaxis.set_major_locator(MaxNLocator(6))
-        _name(metric, "epoch", f"validation {chosen_by}")
+        name_axes(metric, "epoch", f"validation {chosen_by}")
         said = ", ".join(f"epoch {n}: {v:.4f}" for n, v in zip(numbers, values, strict=True))
         plots.append(
             Plot(
-                title=_upper_first(stage),
-                svg=_svg(figure, f"training-{stage}"),
+                title=upper_first(stage),
+                svg=svg_of(figure, f"training-{stage}"),
                 label=f"Training of the {stage}. Validation {chosen_by}: {said or 'none yet'}.",
                 note=f"Best {chosen_by} {max(values):.4f}." if values else "",
             )
         )
     return plots
-
-
-def _square(side: float, below: float = 0.0) -> tuple[Figure, Axes]:
-    """A figure whose main axes are exactly square, with `below` inches beneath for others."""
-    box, bottom = 0.84 * side, 0.12 * side + below
-    height = bottom + box + 0.02 * side
-    figure = Figure(figsize=(side, height), facecolor="none")
-    return figure, figure.add_axes((0.13, bottom / height, 0.84, box / height))
-
-
-def _name(axes: Axes, x: str, y: str) -> None:
-    """Name the axes and dress them in the page's colours."""
-    axes.set_xlabel(x, color=_INK, fontsize=8.5, parse_math=False)
-    axes.set_ylabel(y, color=_INK, fontsize=8.5, parse_math=False)
-    axes.tick_params(colors=_INK, labelsize=8, width=0.6, length=2.5)
-    axes.set_facecolor("none")
-    axes.set_axisbelow(True)
-    axes.grid(color=_GRID, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set(color=_GRID, linewidth=0.8)
-
-
-def _svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element that can stand in a page beside others.
-
-    Its text is text in the page's font, its colours are CSS variables, its ids are its own.
-    """
-    buffer = io.StringIO()
-    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):  # savefig reads only rc
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"| version="1.1"', "", svg)
-    svg = re.sub(r"#a[12]000\d", lambda found: _css(found[0]), svg)
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]+", r"font-size: \1", svg)
-    svg = re.sub(r'\bid="|(?<=href=")#|(?<=url\()#', lambda found: found[0] + prefix + "-", svg)
-    return Markup(svg.strip())
-
-
-def _css(colour: str) -> str:
-    names = {_INK: "var(--ink)", _GRID: "var(--grid)", _REFERENCE: "var(--reference)"}
-    return names.get(colour) or f"var(--model-{colour[-1]})"
-
-
-def _short(count: float) -> str:
-    """1,500 as 1.5k."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"

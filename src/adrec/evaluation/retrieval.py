@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from adrec import metrics
 from adrec.errors import ConfigError
 from adrec.evaluation.bootstrap import bootstrap
+from adrec.evaluation.cold_start import cold_retrieval
 from adrec.evaluation.judged import OURS, EvaluationConfig
 from adrec.evaluation.retrieval_queries import Queries, RetrievalRival
 from adrec.features.dataset import Dataset
@@ -71,6 +72,7 @@ def judge_retrieval(
         "targets": len(asked.targets.ads),
         "catalogue": len(dataset.catalogue) - 1,
         "models": models,
+        "cold": cold_retrieval(dataset, asked, found, depths),
         "pipeline_queries": len(few),
         "pipeline": pipeline,
     }

@@ -1,6 +1,12 @@
-"""Slices: the same metrics for the impressions that share a value."""
+"""Slices: the same metrics for the impressions that share a value.
 
-from collections.abc import Callable
+Those of columns that someone names, and of all categorical fields the largest and the worst.
+
+Shapes: N impressions, B bins.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,9 +14,15 @@ from numpy.typing import NDArray
 
 from adrec import metrics
 from adrec.errors import ConfigError
+from adrec.evaluation.columns import Trained, request_of, sides
 from adrec.evaluation.judged import EvaluationConfig, Impressions, Scores
 from adrec.features.dataset import Dataset
-from adrec.features.transforms import Encoded, FieldGroup
+
+NEW_USER, NEW_AD = "new user", "new ad"
+_LARGEST, _WORST = 10, 20
+_MOST_OF_ALL = 0.9
+_ENOUGH_ROWS = 200
+_CHANCE_DRAWS, _FEWEST_DRAWS, _DRAWN_ROWS = 50, 5, 5_000_000
 
 
 def judge_slice(
@@ -37,38 +49,129 @@ def judge_slice(
     return found
 
 
+def largest_and_worst(
+    dataset: Dataset, shown: Impressions, ours: Scores, seed: int = 0
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Our first task by every value of every categorical field, of users and ads that are new, too.
+
+    Args:
+        dataset: the prepared log.
+        shown: what is judged.
+        ours: our scores [N, K].
+        seed: of the labels that are drawn for `calibration error by chance`.
+
+    Returns:
+        The 10 largest slices, largest first; and of those with 200 rows and both outcomes the 20
+        with the lowest AUC, lowest first. Slices with more than 90 % of the rows are left out, and
+        so are those that hold the same rows as one before.
+    """
+    most = _MOST_OF_ALL * len(shown.rows_N)
+    distinct: dict[int, _Slice] = {}
+    for one in _all_slices(dataset, shown, ours):
+        if one.rows <= most:
+            distinct.setdefault(one.same_rows, one)
+    found = list(distinct.values())
+    largest = sorted(found, key=lambda one: -one.rows)[:_LARGEST]
+    judged = [one for one in found if np.isfinite(one.auc)]
+    worst = sorted(judged, key=lambda one: one.auc)[:_WORST]
+    return (
+        [_closely(dataset, shown, ours, one, seed) for one in largest],
+        [_closely(dataset, shown, ours, one, seed) for one in worst],
+    )
+
+
+def calibration_error_by_chance(predicted_N: Scores, rng: np.random.Generator) -> float:
+    """The calibration error that these predictions would have if all of them were true.
+
+    The mean over draws of y ~ Bernoulli(p) of Σ_b |Σ p in b − Σ y in b| / N, in the bins of
+    `metrics.calibration_error`. 50 draws; fewer, but 5, where they would be of more than 5 million
+    rows: chance is small there.
+    """
+    predicted = np.sort(predicted_N)
+    # Bins are cut by rank, so they are runs of the sorted predictions.
+    count_B = metrics.reliability(predicted, np.zeros_like(predicted)).count
+    start_B = np.cumsum(count_B) - count_B
+    expected_B = np.add.reduceat(predicted, start_B)
+    draws = max(_FEWEST_DRAWS, min(_CHANCE_DRAWS, _DRAWN_ROWS // len(predicted)))
+    gaps = 0.0
+    for _ in range(draws):
+        drawn_N = (rng.random(len(predicted)) < predicted).astype(np.float64)
+        gaps += np.abs(np.add.reduceat(drawn_N, start_B) - expected_B).sum()
+    return float(gaps / (draws * len(predicted)))
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """The impressions that have one code in a column."""
+
+    column: str
+    code: int
+    rows: int
+    same_rows: int
+    """A hash of which rows they are."""
+    auc: float
+    """NaN with too few rows or one outcome only."""
+
+
+def _all_slices(dataset: Dataset, shown: Impressions, ours: Scores) -> Iterator[_Slice]:
+    names = [name for side in sides(dataset, shown.rows_N) for name in side.group.categorical_names]
+    for column in (NEW_USER, NEW_AD, *names):
+        codes_N, _ = column_of(dataset, shown, column)
+        order = np.argsort(codes_N, kind="stable")
+        codes, starts = np.unique(codes_N[order], return_index=True)
+        for code, mine in zip(codes, np.split(order, starts[1:]), strict=True):
+            auc = float("nan")
+            if len(mine) >= _ENOUGH_ROWS:
+                auc = metrics.auc(ours[mine, 0], shown.labels_NK[mine, 0])
+            yield _Slice(column, int(code), len(mine), hash(mine.tobytes()), auc)
+
+
+def _closely(
+    dataset: Dataset, shown: Impressions, ours: Scores, one: _Slice, seed: int
+) -> dict[str, Any]:
+    codes_N, texts = column_of(dataset, shown, one.column)
+    mine = codes_N == one.code
+    predicted, labels = ours[mine, 0], shown.labels_NK[mine, 0]
+    return {
+        "column": one.column,
+        "value": texts(one.code),
+        "rows": len(labels),
+        "mean": float(labels.mean()),
+        "mean predicted": float(predicted.mean()),
+        "AUC": metrics.auc(predicted, labels),
+        "calibration error": metrics.calibration_error(predicted, labels),
+        "calibration error by chance": calibration_error_by_chance(
+            predicted, np.random.default_rng(seed)
+        ),
+    }
+
+
 def column_of(
     dataset: Dataset, shown: Impressions, column: str
 ) -> tuple[NDArray[np.integer[Any]], Callable[[int], str]]:
     """Codes of a column for each impression, and how a code reads."""
-    rows, features = shown.rows_N, dataset.features
-    request_N = np.searchsorted(dataset.offset_R, rows, side="right") - 1
+    rows = shown.rows_N
     if column == "position":
         return dataset.position_N[rows], str
-    if column in ("new user", "new ad"):
-        train = dataset.requests("train")
-        known = (
-            dataset.user_R[train] if column == "new user" else dataset.ad_N[dataset.rows_of(train)]
+    if column in (NEW_USER, NEW_AD):
+        trained = Trained.by(dataset)
+        new_N = (
+            trained.new_users(dataset.user_R[request_of(dataset, rows)])
+            if column == NEW_USER
+            else trained.new_ads(dataset.ad_N[rows])
         )
-        these = dataset.user_R[request_N] if column == "new user" else dataset.ad_N[rows]
-        return (~np.isin(these, np.unique(known))).astype(np.int64), lambda new: str(bool(new))
-    user_N = dataset.user_R[request_N]
-    static_N = np.where(user_N < len(dataset.static), user_N, 0)
-    places: list[tuple[FieldGroup, Encoded, NDArray[np.integer[Any]]]] = [
-        (features.user, dataset.static, static_N),
-        (features.request, dataset.request, request_N),
-        (features.ad, dataset.catalogue.encoded, dataset.ad_N[rows]),
-    ]
-    for group, encoded, of_row in places:
-        if column in group.categorical_names:
-            place = group.categorical_names.index(column)
-            return encoded.categorical[of_row, place], group.vocabulary(column).text
-        if column in group.quantile_columns():
-            return _fifths(encoded.dense[of_row], group.quantile_columns()[column])
+        return new_N.astype(np.int64), lambda new: str(bool(new))
+    places = sides(dataset, rows)
+    for side in places:
+        if column in side.group.categorical_names:
+            return side.codes(column), side.group.vocabulary(column).text
+        if column in side.group.quantile_columns():
+            quantile = side.group.quantile_columns()[column]
+            return _fifths(side.encoded.dense[side.thing_N], quantile)
     names = [
         name
-        for group, _, _ in places
-        for name in (*group.categorical_names, *group.quantile_columns())
+        for side in places
+        for name in (*side.group.categorical_names, *side.group.quantile_columns())
     ]
     raise ConfigError(
         f"slice '{column}' is neither a categorical nor a numeric field; choose from new user, "

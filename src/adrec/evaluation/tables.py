@@ -1,7 +1,6 @@
-"""An evaluation in the terminal, and how each metric is read, printed and compared.
+"""An evaluation in the terminal, and how models are compared.
 
-The HTML report takes its numbers, names and explanations from here too, so that both print the same
-digits and mark the same model as best.
+The HTML report takes what it says of models from here too, so that both mark the same one as best.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,117 +10,25 @@ from typing import Any, Literal, TypeAlias
 from rich.table import Table
 from rich.text import Text
 
+from adrec.evaluation import sheets
 from adrec.evaluation.judged import OURS
+from adrec.evaluation.measures import (
+    GAUC_AT_START,
+    MISSING,
+    interval,
+    measure,
+    milliseconds,
+    number,
+    p_text,
+)
+from adrec.evaluation.sheets import Sheet
 
 BEST_POSSIBLE = "best possible (observable)"
-MISSING = "–"
 
 Models: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By model and metric: `estimate`, and where there is an interval `low` and `high`."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """How a metric is read."""
-
-    better: Literal["higher", "lower", "one"]
-    """Which values are good; `one` is a ratio that should be 1."""
-    meaning: str
-    formula: str
-    short: str | None = None
-    """Its name where space is scarce."""
-    digits: int = 4
-
-    def badness(self, value: float) -> float:
-        """Smaller is better, whatever the metric."""
-        if self.better == "one":
-            return abs(value - 1.0)
-        return value if self.better == "lower" else -value
-
-
-MEASURES: Mapping[str, Measure] = {
-    "AUC": Measure(
-        better="higher",
-        meaning="How often a random positive scores above a random negative; 0.5 is chance. In a "
-        "value task a positive is a row that earned something.",
-        formula="P(score⁺ > score⁻) + ½ P(score⁺ = score⁻)",
-    ),
-    "GAUC": Measure(
-        better="higher",
-        meaning="AUC inside each group (a request, or a user's day), averaged by impressions; "
-        "groups without both outcomes are left out.",
-        formula="Σ_g n_g AUC_g / Σ_g n_g",
-    ),
-    "log loss": Measure(
-        better="lower",
-        meaning="Mean negative log likelihood in nats: punishes confident mistakes.",
-        formula="−(1/N) Σ [y ln p + (1 − y) ln(1 − p)]",
-    ),
-    "normalised entropy": Measure(
-        better="lower",
-        meaning="Log loss as a share of what predicting the base rate c for all would lose; below "
-        "1 is better than the base rate.",
-        formula="log loss / −[c ln c + (1 − c) ln(1 − c)]",
-        short="NE",
-    ),
-    "calibration error": Measure(
-        better="lower",
-        meaning="Mean gap between predicted and actual rate over 20 bins of equal mass.",
-        formula="Σ_b (n_b / N) |mean p in b − mean y in b|",
-        short="cal. error",
-    ),
-    "mean predicted / actual": Measure(
-        better="one",
-        meaning="How far predictions are too high on the whole; 1 is unbiased.",
-        formula="Σ p / Σ y",
-        short="pred./act.",
-        digits=3,
-    ),
-    "PR-AUC": Measure(
-        better="higher",
-        meaning="Average precision over all thresholds; a random order scores the base rate.",
-        formula="Σ_t (R_t − R_{t−1}) P_t",
-    ),
-    "Spearman": Measure(
-        better="higher",
-        meaning="Rank correlation of predicted with actual value.",
-        formula="Pearson correlation of average ranks",
-    ),
-    "normalised Gini": Measure(
-        better="higher",
-        meaning="Share of the actual inequality of value that the predicted order recovers.",
-        formula="Gini(value by prediction) / Gini(value by value)",
-        short="Gini",
-    ),
-    "RMSE": Measure(
-        better="lower",
-        meaning="Root mean squared error, in the unit of the value.",
-        formula="√(mean (predicted − actual)²)",
-    ),
-    "NDCG": Measure(
-        better="higher",
-        meaning="How near the top of its group's first k positives stand; 1 is the perfect order.",
-        formula="DCG@k / ideal DCG@k, DCG@k = Σ_{r≤k} y_r / log₂(1 + r)",
-    ),
-    "MAP": Measure(
-        better="higher",
-        meaning="Precision at the rank of each positive among the first k, averaged.",
-        formula="mean over groups of Σ_{r≤k} y_r (hits in first r)/r / min(k, positives)",
-    ),
-    "MRR": Measure(
-        better="higher",
-        meaning="One over the rank of the first positive, averaged over groups.",
-        formula="mean over groups of 1 / rank of first positive",
-    ),
-    "recall": Measure(
-        better="higher",
-        meaning="Share of the ads a user went on to click that are among the first k found.",
-        formula="(1/Q) Σ_q |first k of q ∩ clicked by q| / |clicked by q|",
-    ),
-}
-
-_UNKNOWN = Measure(better="higher", meaning="", formula="")
-
+_WORST, _FEATURES = 8, 10
 _TASK_COLUMNS = {
     "binary": (
         "AUC",
@@ -133,44 +40,6 @@ _TASK_COLUMNS = {
     ),
     "value": ("AUC", "Spearman", "normalised Gini", "mean predicted / actual"),
 }
-
-
-def measure(name: str) -> Measure:
-    """How a metric is read; NDCG@10 as NDCG."""
-    return MEASURES.get(name.split("@")[0], _UNKNOWN)
-
-
-def number(name: str, value: float | None, *, signed: bool = False) -> str:
-    """A metric's value in print: an en dash where it is undefined, fewer decimals where large."""
-    if value is None:
-        return MISSING
-    digits = measure(name).digits
-    if abs(value) >= 10:
-        digits = 0 if abs(value) >= 1000 else 2
-    text = f"{value:{'+' if signed else ''},.{digits}f}"
-    return text.replace("-", "−")
-
-
-def p_text(p_value: float | None) -> str:
-    """A p value in print."""
-    if p_value is None:
-        return MISSING
-    return next((f"< {p:g}" for p in (0.001, 0.01) if p_value < p), f"= {p_value:.2f}")
-
-
-def interval(name: str, found: Mapping[str, Any], *, signed: bool = False) -> str:
-    """The interval of a metric or a difference in print; empty where there is none."""
-    low, high = found.get("low"), found.get("high")
-    if low is None or high is None:
-        return ""
-    return f"{number(name, low, signed=signed)} to {number(name, high, signed=signed)}"
-
-
-def milliseconds(ms: float | None) -> str:
-    """A latency in print."""
-    if ms is None:
-        return MISSING
-    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.2f}"
 
 
 def verdict(name: str, difference: Mapping[str, Any]) -> Literal["better", "worse", "unclear"]:
@@ -274,12 +143,13 @@ def headline_ndcg(ranking: Mapping[str, Any]) -> str | None:
 
 
 def result_tables(result: Mapping[str, Any]) -> list[Table]:
-    """What `evaluate` returned, as compact tables: tasks, ranking, retrieval, stage latency."""
+    """What `evaluate` returned, as compact tables: tasks, ranking, retrieval, what is new, the
+    worst slices, the most important features, stage latency."""
     tables = [
         _models_table(
             f"{task['name']} ({task['kind']}, mean {number('', task['mean'])})",
             [task["models"]],
-            _TASK_COLUMNS[task["kind"]],
+            _task_columns(task),
         )
         for task in result["tasks"]
     ]
@@ -297,12 +167,24 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
         parts = [retrieval["models"], retrieval["pipeline"]]
         names = metrics_of(retrieval["models"])
         tables.append(_models_table(f"retrieval: {about}", parts, names))
+    tables += [_sheet_table(sheet) for sheet in sheets.cold_retrieval(result)]
+    tables += [_sheet_table(sheet) for sheet in sheets.cold_start(result)]
+    tables += [_sheet_table(sheet.brief(_WORST)) for sheet in sheets.worst_slices(result)]
+    tables += [_sheet_table(sheet.brief(_FEATURES)) for sheet in sheets.importance(result)]
     if result["stage_ms"]:
         table = _table("latency of single requests", "stage", ["p50 ms", "p99 ms"])
         for stage, ms in result["stage_ms"].items():
             table.add_row(Text(stage), milliseconds(ms["p50"]), milliseconds(ms["p99"]))
         tables.append(table)
     return tables
+
+
+def _task_columns(task: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the terminal prints of a task; the report has the rest."""
+    columns = _TASK_COLUMNS[task["kind"]]
+    if GAUC_AT_START not in metrics_of(task["models"]):
+        return columns
+    return (*columns[:2], GAUC_AT_START, *columns[2:-1])
 
 
 def comparison_table(result: Mapping[str, Any]) -> Table:
@@ -377,4 +259,17 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     for column in columns:
         name = column in ("metric", "strongest rival", "the first is")
         table.add_column(Text(column), justify="left" if name else "right", no_wrap=not name)
+    return table
+
+
+def _sheet_table(sheet: Sheet) -> Table:
+    """A sheet for the terminal: names wrap where space is short, heads always, numbers never."""
+    table = Table(title=Text(sheet.title, style="bold"), title_justify="left")
+    for place, column in enumerate(sheet.columns):
+        if place < sheet.names:
+            table.add_column(Text(column), overflow="fold", min_width=6)
+        else:
+            table.add_column(Text(column.replace(" ", "\n")), justify="right", no_wrap=True)
+    for row in sheet.rows:
+        table.add_row(*map(Text, row))
     return table
