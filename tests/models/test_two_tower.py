@@ -67,12 +67,18 @@ def batch(tiny_dataset: Dataset, period: int) -> Batch:
 
 
 def draws_of(dataset: Dataset, batch: Batch, rows: list[int] | np.ndarray) -> Draws:
-    """A pool of some ads, as they and those of the batch stood when its period began."""
+    """A pool of some ads, as they and those of the batch stood when its period began.
+
+    Of those that are not in the batch, every third was shown later, every sixth never.
+    """
     at = np.asarray(rows, np.int64)
     standing_AS = dataset.standing_PAS[int(batch.period_B[0])]
+    elsewhere = ~np.isin(at, batch.ad_row_BN.numpy())
     return Draws(
         row_U=torch.from_numpy(at),
         ads=Fields.of(dataset.catalogue.encoded.take(at)),
+        later_U=torch.from_numpy(elsewhere & (at % 3 == 0)),
+        never_U=torch.from_numpy(elsewhere & (at % 6 == 0)),
         standing_US=torch.from_numpy(standing_AS[at]),
         standing_BNS=torch.from_numpy(standing_AS[batch.ad_row_BN.numpy()]),
         cut_B=torch.rand(len(batch.query), generator=torch.Generator().manual_seed(0)),
@@ -303,16 +309,20 @@ def softmax_by_loops(
     temperature: float,
     positives: list[tuple[int, int, set[int]]],
     pool: list[int],
+    away: list[bool],
     share: torch.Tensor | None,
 ) -> float:
     """Mean loss of positives (user, ad, ads that are no negatives), one pool entry at a time.
 
+    An entry of the pool that is away is no negative, unless it is another's positive as well.
+
     The pool is of uniform ads, which the positives join, each ad less the log of its expected
     count; without shares it is the whole catalogue, and nothing is sampled.
     """
-    entries, counts = pool, torch.zeros(len(catalogue))
+    drawn = [row for row, gone in zip(pool, away, strict=True) if not gone]
+    entries, counts = drawn, torch.zeros(len(catalogue))
     if share is not None:
-        entries = sorted({ad for _, ad, _ in positives}) + pool
+        entries = sorted({ad for _, ad, _ in positives}) + drawn
         counts = log_expected_count(share.double(), len(positives), len(pool), len(share) - 1)
     total = 0.0
     for user, own, spared in positives:
@@ -362,14 +372,17 @@ def test_the_loss_by_loops(
         temperature,
         [(b, ad, of_request[b]) for b, ad in clicked],
         draws.row_U.tolist(),
+        draws.later_U.tolist(),
         shares.clicks_A if sampled else None,
     )
+    step = 2 if sampled else 1  # half of a sample does
     history_part = softmax_by_loops(
         past.users_PD.double(),
         not_known,
         temperature,
         [(i, int(past.row_P[i]), set(past.own_PM[i].tolist())) for i in range(len(past.row_P))],
-        draws.row_U[:: 2 if sampled else 1].tolist(),  # half of a sample does
+        draws.row_U[::step].tolist(),
+        draws.never_U[::step].tolist(),
         shares.histories_A if sampled else None,
     )
     weight = model.config.history_weight
@@ -538,7 +551,9 @@ def test_clicked_ads_in_the_pool_are_no_negatives(
         logits = (users @ ads.T / pure.log_temperature.exp())[0]
         expected = 0.0
         for own, other in (clicked, clicked[::-1]):
-            left = torch.cat([logits[: other - 1], logits[other:]])
+            there = ~whole.later_U
+            there[other - 1] = False
+            left = logits[there]
             expected += float(left.logsumexp(0) - logits[own - 1]) / 2
         assert float(pure.loss(one, whole, shares)) == pytest.approx(expected, rel=1e-5)
 
@@ -550,7 +565,7 @@ def test_one_ad_met_by_many_is_in_the_pool_once(model: TwoTower) -> None:
     same = Positives(users, users[:1].expand(6, 16), torch.full((6,), 7), torch.full((6, 1), 7))
     none, row_U = torch.zeros((0, 16)), torch.zeros(0, dtype=torch.int64)
     with torch.inference_mode():
-        found = model._softmax(same, none, row_U, torch.full((10,), 0.1))
+        found = model._softmax(same, none, row_U, row_U.bool(), torch.full((10,), 0.1))
     assert float(found) == pytest.approx(0.0, abs=1e-6)
 
 

@@ -27,6 +27,7 @@ from adrec.training.objectives import (
     TwoTowerObjective,
     clicked_ads,
     embed_requests,
+    first_periods,
     positive_shares,
     thin,
 )
@@ -151,7 +152,7 @@ class TestTraining:
         )
         train(objective, tiny_dataset, CONFIG, tmp_path, name="model")
         clicks_PA, histories_A = positive_shares(tiny_dataset)
-        standing_PAS = tiny_dataset.standing_PAS
+        standing_PAS, first_A = tiny_dataset.standing_PAS, first_periods(tiny_dataset)
         requests = 0
         for batch, draws, shares in model.given:
             (period,) = set(batch.period_B.tolist())
@@ -159,6 +160,8 @@ class TestTraining:
             assert len(rows) == 64
             assert rows.min() >= 1
             np.testing.assert_array_equal(draws.standing_US, standing_PAS[period][rows])
+            np.testing.assert_array_equal(draws.later_U, first_A[rows] > period)
+            np.testing.assert_array_equal(draws.never_U, first_A[rows] > 1000)
             slates = batch.ad_row_BN.numpy()
             np.testing.assert_array_equal(draws.standing_BNS, standing_PAS[period][slates])
             np.testing.assert_array_equal(shares.clicks_A, clicks_PA[period])
@@ -290,3 +293,28 @@ class TestPositiveShares:
         clicks_PA, histories_A = positive_shares(dataset)
         assert clicks_PA.any()
         assert not histories_A.any()
+
+
+def test_the_period_in_which_an_ad_was_first_there(tiny_dataset: Dataset) -> None:
+    """By looking at one impression after another."""
+    first_A = first_periods(tiny_dataset)
+    train = tiny_dataset.requests("train").tolist()
+    found: dict[int, int] = {}
+    visited: set[int] = set()
+    for request in train:
+        period = int(tiny_dataset.periods(np.array([request]))[0])
+        user = int(tiny_dataset.user_R[request])
+        if user not in visited:
+            visited.add(user)
+            for past in tiny_dataset.met:
+                found |= dict.fromkeys(past.ads[request].tolist(), 0)
+        for row in range(tiny_dataset.offset_R[request], tiny_dataset.offset_R[request + 1]):
+            ad = int(tiny_dataset.ad_N[row])
+            found[ad] = min(found.get(ad, period), period)
+    never = [ad for ad in range(1, len(first_A)) if ad not in found]
+    later = [ad for ad, period in found.items() if period > 0]
+    assert len(never) > 5
+    assert len(later) > 5
+    assert (first_A[never] > 10**9).all()
+    found.pop(0, None)
+    assert {ad: int(first_A[ad]) for ad in found} == found

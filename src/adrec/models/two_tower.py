@@ -83,12 +83,15 @@ class TwoTowerConfig(Strict):
 
 
 class Draws(NamedTuple):
-    """What is drawn for a batch: a pool of ads [U] with their fields and how they stand, how the
-    batch's own ads stand [B, N, S], and for each request a number in [0, 1) that picks an item of
-    its history. A pool of the whole catalogue lists its ads in order."""
+    """What is drawn for a batch: a pool of ads [U] with their fields, how they stand, and which had
+    not been shown by then or in all of training, how the batch's own ads stand [B, N, S], and for
+    each request a number in [0, 1) that picks an item of its history. A pool of the whole catalogue
+    lists its ads in order."""
 
     row_U: Tensor
     ads: Fields
+    later_U: Tensor
+    never_U: Tensor
     standing_US: Tensor
     standing_BNS: Tensor
     cut_B: Tensor
@@ -218,14 +221,18 @@ class TwoTower(nn.Module):
                 own_PM=torch.where(positive_BN, batch.ad_row_BN, 0)[request_P],
             )
             pool_UD = self.ads(draws.ads, draws.standing_US)
-            softmax = softmax + self._softmax(clicked, pool_UD, draws.row_U, shares.clicks_A)
+            softmax = softmax + self._softmax(
+                clicked, pool_UD, draws.row_U, draws.later_U, shares.clicks_A
+            )
         if self.config.history_weight and self._met is not None:
             past = self._past_positives(batch.query, self._met, draws.cut_B)
             if len(past.row_P):
-                row_U, ads = draws.row_U, draws.ads
+                row_U, ads, never_U = draws.row_U, draws.ads, draws.never_U
                 if len(row_U) < len(shares.histories_A) - 1:  # half of a sample does for these
-                    row_U, ads = row_U[::2], _fields_of(ads, slice(None, None, 2))
-                loss = self._softmax(past, self.ads(ads, None), row_U, shares.histories_A)
+                    row_U, never_U = row_U[::2], never_U[::2]
+                    ads = _fields_of(ads, slice(None, None, 2))
+                pool_UD = self.ads(ads, None)
+                loss = self._softmax(past, pool_UD, row_U, never_U, shares.histories_A)
                 softmax = softmax + self.config.history_weight * loss
         weight = self.config.pointwise_weight
         return weight * pointwise + (1 - weight) * softmax
@@ -273,11 +280,20 @@ class TwoTower(nn.Module):
         )
 
     def _softmax(
-        self, positives: Positives, pool_UD: Tensor, row_U: Tensor, share_A: Tensor
+        self,
+        positives: Positives,
+        pool_UD: Tensor,
+        row_U: Tensor,
+        away_U: Tensor,
+        share_A: Tensor,
     ) -> Tensor:
-        """Mean softmax of positives against each other's ads and the drawn ones."""
+        """Mean softmax of positives against each other's ads and the drawn ones that were there.
+
+        An ad that nobody could have met is no negative: it would be learned that new ads are bad.
+        """
         if len(row_U) == len(share_A) - 1:  # the whole catalogue: nothing is sampled
             target_P, row_S, vectors_SD = positives.row_P - 1, row_U, pool_UD
+            away_S = away_U
             log_counts_S = pool_UD.new_zeros(len(row_U))
         else:
             row_P = positives.row_P
@@ -288,12 +304,13 @@ class TwoTower(nn.Module):
             )
             row_S = torch.cat([distinct, row_U])
             vectors_SD = torch.cat([positives.ads_PD[first], pool_UD])
+            away_S = functional.pad(away_U, (len(distinct), 0), value=False)
             log_counts_S = log_expected_count(
                 share_A[row_S], len(row_P), len(row_U), len(share_A) - 1
             )
         with torch.autocast(row_U.device.type, enabled=False):  # bf16 is 0.06 off in a logit
             logits_PS = positives.users_PD @ vectors_SD.T / self.log_temperature.exp()
-        hits_PS = _among(row_S, positives.own_PM)
+        hits_PS = _among(row_S, positives.own_PM) | away_S
         return sampled_softmax_loss(logits_PS, log_counts_S, target_P, hits_PS).mean()
 
 

@@ -18,6 +18,7 @@ from adrec.models.two_tower import Draws, Shares, TwoTower, embed_ads
 
 _CHUNK_ADS = 65_536
 _VALID_ROWS = 8192
+_NEVER = np.iinfo(np.int64).max
 _SCALED_ROWS = 20_000  # impressions from which numbers get their scale
 
 
@@ -114,6 +115,7 @@ class TwoTowerObjective:
         clicks_PA, histories_A = positive_shares(dataset)
         self._clicks_PA = torch.from_numpy(clicks_PA).to(device)
         self._histories_A = torch.from_numpy(histories_A).to(device)
+        self._first_A = first_periods(dataset)
         clicks_N = (dataset.labels_NK[:, 0] > 0) & (dataset.ad_N != 0)
         self._clicked_R = np.logical_or.reduceat(clicks_N, dataset.offset_R[:-1])
         self._offsets, self._targets, self._requests = clicked_ads(
@@ -140,6 +142,8 @@ class TwoTowerObjective:
         draws = Draws(
             row_U=torch.from_numpy(rows),
             ads=Fields.of(catalogue.encoded.take(rows)),
+            later_U=torch.from_numpy(self._first_A[rows] > period),
+            never_U=torch.from_numpy(self._first_A[rows] == _NEVER),
             standing_US=torch.from_numpy(standing_AS[rows]),
             standing_BNS=torch.from_numpy(standing_AS[batch.ad_row_BN.cpu().numpy()]),
             cut_B=torch.from_numpy(cuts),
@@ -186,6 +190,25 @@ def positive_shares(dataset: Dataset) -> tuple[NDArray[np.float32], NDArray[np.f
             each = 1.0 / np.maximum((ads != 0).sum(1, keepdims=True), 1)
             items += np.bincount(ads.ravel(), (each * (ads != 0)).ravel(), minlength=size)
     return clicks_PA, _share(items)
+
+
+def first_periods(dataset: Dataset) -> NDArray[np.int64]:
+    """Period of the first training impression of each ad, [A].
+
+    0 of an ad that a user had met before the log; of one that was neither shown nor met, a period
+    that never comes.
+    """
+    train, size = dataset.requests("train"), len(dataset.catalogue)
+    rows = dataset.rows_of(train)
+    request_N = np.searchsorted(dataset.offset_R, rows, side="right") - 1
+    first_A = np.full(size, _NEVER)
+    np.minimum.at(first_A, dataset.ad_N[rows], dataset.periods(request_N))
+    begin = train[
+        np.unique(dataset.user_R[train], return_index=True)[1]
+    ]  # each user's first request
+    for past in dataset.met:
+        first_A[np.unique(past.ads[begin])] = 0
+    return first_A
 
 
 def _share(counts_A: NDArray[Any]) -> NDArray[np.float32]:
