@@ -26,7 +26,8 @@ from adrec.features.dataset import Dataset
 from adrec.recommender import Recommender
 
 COMMANDS = (
-    "demo", "synth", "validate", "prepare", "train", "evaluate", "recommend", "bench", "doctor"
+    "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "recommend", "bench",
+    "doctor",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from adrec.schema import Strict, parse_config
 Stage: TypeAlias = Literal["ranker", "two_tower"]
 
 _PROBES = 100  # values of a range that are tried on the settings before anything is trained
+_MOST_LISTED = 10_000
 _NOT_TUNED = {
     "seed": "the best of several seeds is luck",
     "valid_requests": "trials must be judged by the same requests",
@@ -77,7 +78,7 @@ class Range(Strict):
         return self
 
     def values(self) -> list[Any] | None:
-        """All of its values, or None of a range without a step."""
+        """All of its values, or None where they cannot be listed: a range without a step."""
         if self.choices is not None:
             return list(self.choices)
         assert self.low is not None
@@ -86,6 +87,8 @@ class Range(Strict):
         if step is None:
             return [self.low] if self.low == self.high else None
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        if count > _MOST_LISTED:
+            return None
         found = [self.low + i * step for i in range(count)]
         return [round(value) for value in found] if self.whole else found
 
@@ -93,7 +96,10 @@ class Range(Strict):
         """Values to try on the settings: both ends, and of those that can be listed up to 100."""
         values = self.values()
         if values is None:
-            return [self.low, self.high]
+            assert self.low is not None
+            assert self.high is not None
+            ends = self.low, self.high
+            return [int(end) for end in ends] if self.whole else list(ends)
         if len(values) <= _PROBES or self.choices is not None:
             return values
         return [values[i] for i in np.linspace(0, len(values) - 1, _PROBES).astype(int)]
@@ -102,7 +108,7 @@ class Range(Strict):
         """Whether it may take this value."""
         values = self.values()
         if values is not None:
-            return any(json.dumps(value) == json.dumps(one) or value == one for one in values)
+            return value in values
         assert self.low is not None
         assert self.high is not None
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -154,8 +160,10 @@ def fit_space(space: Space, config: RunConfig, stage: Stage, *, source: str) -> 
     fitted = {}
     for path, found in space.items():
         before = _setting(config, path, stage, source)
-        if found.choices is None and found.whole is None:
-            whole = isinstance(before, int) and not isinstance(before, bool)
+        if found.choices is None:
+            if isinstance(before, bool) or not isinstance(before, int | float):
+                raise ConfigError(f"{source}: {path} is {before!r}, not a number: give choices")
+            whole = isinstance(before, int) if found.whole is None else found.whole
             content = found.model_dump(by_alias=True, exclude_unset=True) | {"int": whole}
             found = parse_config(Range, content, source=f"{source}: {path}")
         for value in found.probes():
@@ -197,6 +205,11 @@ def current(space: Space, config: RunConfig) -> dict[str, Any]:
     return found
 
 
+def holds_all(space: Space, values: Mapping[str, Any]) -> bool:
+    """Whether the space holds a point."""
+    return all(found.holds(values[path]) for path, found in space.items())
+
+
 def grid(space: Space, seed: int) -> list[dict[str, Any]]:
     """Every combination of values, in an order drawn once.
 
@@ -209,7 +222,10 @@ def grid(space: Space, seed: int) -> list[dict[str, Any]]:
     for path, found in space.items():
         values = found.values()
         if values is None:
-            raise ConfigError(f"{path}: a grid needs choices, or a range with a step")
+            raise ConfigError(
+                f"{path}: a grid needs choices, or a range with a step and at most "
+                f"{_MOST_LISTED:,} values"
+            )
         lists.append(values)
     points = [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
     return [points[i] for i in np.random.default_rng(seed).permutation(len(points))]
