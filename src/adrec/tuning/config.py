@@ -1,6 +1,7 @@
 """How a search goes, and what its trials are judged by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -51,25 +52,32 @@ class TuneConfig(Strict):
         return self
 
 
+@dataclass(frozen=True)
 class Judge:
     """Reads a trial's value from what training found after each epoch."""
 
-    def __init__(self, config: TuneConfig, tuned: Sequence[str]) -> None:
-        """Args: how the search goes; the paths of the settings that are tried.
+    metric: Metric
+
+    @classmethod
+    def of(cls, config: TuneConfig, tuned: Iterable[str]) -> Self:
+        """The judge of a search that tries some settings.
 
         Raises:
             ConfigError: the log loss would be compared across what changes it by itself.
         """
-        self.metric: Metric = config.metric or METRICS[config.stage][0]
+        metric = config.metric or METRICS[config.stage][0]
         changed = [path for path in tuned if path in _CHANGES_LOG_LOSS]
-        if self.metric == "log_loss" and changed:
+        if metric == "log_loss" and changed:
             raise ConfigError(
                 f"trials are judged before calibration, which undoes {changed[0]}; their log loss "
                 "cannot be compared, so use --metric auc"
             )
-        self.direction: Literal["maximize", "minimize"] = (
-            "minimize" if self.metric == "log_loss" else "maximize"
-        )
+        return cls(metric)
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """Which way the metric is better, in Optuna's words."""
+        return "minimize" if self.metric == "log_loss" else "maximize"
 
     def name(self, history: Sequence[Mapping[str, float]]) -> str:
         """What the metric is called in the history.

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from adrec.config import RunConfig, with_settings
 from adrec.tuning.config import Judge
-from adrec.tuning.trial import Outcome, labels
+from adrec.tuning.trial import Ending, Outcome, labels
 
 FILES = ("best.yaml", "trials.csv", "history.png", "importance.png")
 """What a search leaves in its folder for people."""
@@ -116,17 +117,24 @@ def _plot_history(picture: Path, tuned: Tuned) -> None:
             numbers.append(outcome.number)
             bests.append(best)
     axes.step(numbers, bests, where="post", color=_BLUE, linewidth=1.6, label="best so far")
-    for ending, marker, colour in (("done", "o", _BLUE), ("pruned", "x", _GREY)):
-        found = [(o.number, o.value) for o in tuned.outcomes if o.ending == ending]
-        label = "trial" if ending == "done" else "stopped early, its best until then"
-        points = [(number, value) for number, value in found if value is not None]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, marker=marker, c=colour, label=label)
+    axes.scatter(*_points(tuned, "done"), marker="o", color=_BLUE, label="trial")
+    low, high = axes.get_ylim()
+    x, y = _points(tuned, "pruned")
+    if x:  # one that was hopeless must not squeeze the others into a line
+        label = "stopped early; at the edge where it was beyond"
+        inside = np.clip(y, low, high)
+        axes.scatter(x, inside, marker="x", color=_GREY, label=label, clip_on=False)
+        axes.set_ylim(low, high)
     axes.set(xlabel="trial", ylabel=f"{tuned.metric} (validation)", title="Trials")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     _finish(figure, picture)
+
+
+def _points(tuned: Tuned, ending: Ending) -> tuple[list[int], list[float]]:
+    """Numbers and values of the trials with that ending."""
+    found = [o for o in tuned.outcomes if o.ending == ending and o.value is not None]
+    return [o.number for o in found], [o.value or 0.0 for o in found]
 
 
 def _plot_importance(picture: Path, tuned: Tuned) -> None:

@@ -68,7 +68,7 @@ def tune(
     """
     progress = progress or Progress()
     space = fit_space(space, config, search.stage, source=source)
-    judge = Judge(search, list(space))
+    judge = Judge.of(search, space)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out):
         if not resume:
