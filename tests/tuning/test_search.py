@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import one_thread
 from rich.console import Console
 
 from adrec import pipeline
@@ -29,6 +28,7 @@ from adrec.tuning.folder import alone
 from adrec.tuning.results import Tuned
 from adrec.tuning.search import tune
 from adrec.tuning.space import Range, Space, grid
+from conftest import one_thread
 
 Make = Callable[..., RunConfig]
 
