@@ -52,6 +52,7 @@ def remember(out: Path, config: RunConfig, search: TuneConfig, space: Space, jud
         "training": {
             stage: one.model_dump(mode="json", exclude=ignored) for stage, one in training.items()
         },
+        "task weights": config.training.task_weights if search.stage == "ranker" else None,
         "space": {
             path: one.model_dump(mode="json", by_alias=True, exclude_none=True)
             for path, one in space.items()
