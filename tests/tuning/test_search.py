@@ -23,6 +23,7 @@ from adrec import pipeline
 from adrec.config import RunConfig, load_config, with_settings
 from adrec.errors import ConfigError
 from adrec.progress import Advance, Progress
+from adrec.stages import train_stages
 from adrec.tuning.config import TuneConfig
 from adrec.tuning.folder import alone
 from adrec.tuning.results import Tuned
@@ -91,7 +92,7 @@ class TestResult:
         progress, printed = lines()
         best = load_config(run / "best.yaml", {})
         dataset = pipeline.prepare_log(best, run, progress=progress)
-        trained = pipeline.train_stages(best, dataset, run / "training", progress=progress)
+        trained = train_stages(best, dataset, run / "training", progress=progress)
         assert "prepared already" in printed.getvalue()
         assert "two-tower epoch" not in printed.getvalue()
         assert tuned.best is not None

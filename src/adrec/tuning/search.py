@@ -22,6 +22,7 @@ from adrec import pipeline
 from adrec.config import RunConfig
 from adrec.errors import ConfigError
 from adrec.progress import Advance, Progress
+from adrec.stages import train_two_tower
 from adrec.tuning.config import Judge, TuneConfig
 from adrec.tuning.crew import Crew
 from adrec.tuning.folder import alone, discard, remember
@@ -105,7 +106,7 @@ def _prepare(
     starts = config.ranker.start_from_two_tower or "ranker.start_from_two_tower" in space
     if search.stage == "ranker" and starts:
         folder = out / "training"
-        pipeline.train_two_tower(config, dataset, folder, progress=progress, resume=resume)
+        train_two_tower(config, dataset, folder, progress=progress, resume=resume)
         tower = folder / FOLDERS["two_tower"] / "best" / "model.safetensors"
     return Setup(
         config=config,

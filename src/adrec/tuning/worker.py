@@ -20,8 +20,8 @@ from adrec.config import RunConfig, with_settings
 from adrec.errors import AdRecError
 from adrec.features.dataset import Dataset
 from adrec.models.two_tower import TwoTower
-from adrec.pipeline import train_ranker, train_two_tower
 from adrec.progress import Progress
+from adrec.stages import train_ranker, train_two_tower
 from adrec.training.checkpoint import load_weights, remove_checkpoint
 from adrec.training.loop import Position
 from adrec.tuning.space import Stage
