@@ -36,6 +36,7 @@ from adrec.models.layers import FieldEncoder, StandardScore, evaluating, mlp
 from adrec.models.ranker import RankerConfig, histories_of, known_together
 from adrec.models.trees import TreesConfig
 from adrec.progress import Progress
+from adrec.stages import train_stages
 from adrec.training.boosting import grow_trees
 from adrec.training.loop import train
 
@@ -74,7 +75,7 @@ def measure(config: RunConfig, work: Path, trees: int) -> list[Row]:
     progress = Progress(Console(stderr=True))
     dataset = pipeline.prepare_log(config, work, progress=progress)
     with tempfile.TemporaryDirectory() as folder:
-        stages = pipeline.train_stages(config, dataset, Path(folder), progress=progress)
+        stages = train_stages(config, dataset, Path(folder), progress=progress)
         plain = PlainObjective(PlainNetwork(config.ranker, dataset.features.layout), dataset)
         settings = config.training.ranker
         network = train(plain, dataset, settings, Path(folder) / "plain", name="plain DNN")

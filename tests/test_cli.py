@@ -26,7 +26,8 @@ from adrec.features.dataset import Dataset
 from adrec.recommender import Recommender
 
 COMMANDS = (
-    "demo", "synth", "validate", "prepare", "train", "evaluate", "recommend", "bench", "doctor"
+    "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "recommend", "bench",
+    "doctor",
 )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ class TestHelp:
 
     def test_as_a_module_of_its_own_process(self) -> None:
         """The entry point a shell starts; asking for help must not wait for torch."""
-        code = "import sys, adrec.cli; sys.exit('torch' if 'torch' in sys.modules else 0)"
+        slow = "{'torch', 'polars', 'optuna'} & set(sys.modules)"
+        code = f"import sys, adrec.cli; sys.exit(str(found) if (found := {slow}) else 0)"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
         done = subprocess.run(
             [sys.executable, "-m", "adrec.cli", "recommend", "/nowhere", "--user", "1"],

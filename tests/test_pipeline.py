@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from adrec import metrics, pipeline
+from adrec import metrics, pipeline, stages
 from adrec.bundle import Bundle, find_version
 from adrec.calibration import Calibration
 from adrec.config import RunConfig, load_config
@@ -260,7 +260,7 @@ class TestRefit:
     ) -> None:
         """Of three, the two-tower's second and the ranker's first."""
         best = {"two-tower": 2, "ranker": 1}
-        really = pipeline.train
+        really = stages.train
 
         def train(objective: Any, dataset: Dataset, config: TrainConfig, directory: Path,
                   **options: Any) -> Position:  # fmt: skip
@@ -271,7 +271,7 @@ class TestRefit:
             return really(objective, dataset, config, directory, **options)
 
         calls: list[tuple[str, str, int]] = []
-        monkeypatch.setattr(pipeline, "train", train)
+        monkeypatch.setattr(stages, "train", train)
         three = {
             f"training.{stage}.{name}": 3
             for stage in ("two_tower", "ranker")

@@ -55,6 +55,20 @@ def test_what_an_earlier_run_did_counts_but_not_as_speed(monkeypatch: pytest.Mon
     assert file.getvalue() == "train: 900 of 1,000 rows, 10 rows/s, 10 s left\n"
 
 
+def test_units_that_take_long_are_counted_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    console, file = plain()
+    with Progress(console, every_s=1.0).track("tuning", 20, "trials") as advance:
+        clock.now += 20.0
+        advance(0, "trial 1 epoch 1")  # none is done: there is no rate yet
+        clock.now += 20.0
+        advance(1, "best .8")
+    assert file.getvalue().splitlines() == [
+        "tuning: 0 of 20 trials, trial 1 epoch 1",
+        "tuning: 1 of 20 trials, 1.5 trials/min, 760 s left, best .8",
+    ]
+
+
 def test_units_have_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     console, file = plain()

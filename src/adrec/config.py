@@ -109,8 +109,25 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{path}: expected keys such as 'data' and 'training'")
     content = _over_defaults(RunConfig().model_dump(), found)
     for key, value in overrides.items():
-        _put(content, key.split("."), value, key)
+        _put(content, key.split("."), value, f"--set {key}")
     return parse_config(RunConfig, content, source=str(path or "settings"))
+
+
+def with_settings(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
+    """The same settings but for some.
+
+    Args:
+        config: the settings.
+        values: those that are put over them, by path.
+        source: where they are from, for errors.
+
+    Raises:
+        ConfigError: a path that there is not, or a value out of range; it names each.
+    """
+    content = config.model_dump()
+    for key, value in values.items():
+        _put(content, key.split("."), value, f"{source}: {key}")
+    return parse_config(RunConfig, content, source=source)
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
@@ -142,13 +159,13 @@ def _over_defaults(defaults: dict[str, Any], content: Mapping[str, Any]) -> dict
     return merged
 
 
-def _put(content: dict[str, Any], path: Sequence[str], value: Any, key: str) -> None:
+def _put(content: dict[str, Any], path: Sequence[str], value: Any, what: str) -> None:
     for part in path[:-1]:
         inner = content.get(part)
         if not isinstance(inner, dict):
-            raise ConfigError(f"--set {key}: there is no setting '{part}'")
+            raise ConfigError(f"{what}: there is no setting '{part}'")
         content = inner
     if path[-1] not in content:
         close = ", ".join(sorted(content))
-        raise ConfigError(f"--set {key}: there is no setting '{path[-1]}'; there are {close}")
+        raise ConfigError(f"{what}: there is no setting '{path[-1]}'; there are {close}")
     content[path[-1]] = value

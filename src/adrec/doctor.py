@@ -32,8 +32,9 @@ def diagnose() -> list[Finding]:
         _memory(),
         _disk(Path.cwd()),
         _openmp(),
-        _rival("LightGBM", "lightgbm"),
-        _rival("iALS", "implicit"),
+        _extra("LightGBM", "lightgbm", "'adrec[rivals]' to see it in evaluation tables"),
+        _extra("iALS", "implicit", "'adrec[rivals]' to see it in evaluation tables"),
+        _extra("Optuna", "optuna", "'adrec[tune]' to search for better settings"),
     ]
 
 
@@ -101,8 +102,7 @@ def _openmp() -> Finding:
     return Finding("OpenMP", "note", "idle threads spin", advice)
 
 
-def _rival(name: str, module: str) -> Finding:
+def _extra(name: str, module: str, remedy: str) -> Finding:
     if importlib.util.find_spec(module) is None:
-        advice = "pip install 'adrec[rivals]' to see it in evaluation tables"
-        return Finding(name, "note", "not installed", advice)
+        return Finding(name, "note", "not installed", f"pip install {remedy}")
     return Finding(name, "ok", "installed")

@@ -11,10 +11,8 @@ Each step leaves its result in the run's folder. All but the last are skipped wh
 already for the same settings, so the same command resumes a run that was stopped anywhere.
 """
 
-import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,38 +35,18 @@ from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
-from adrec.models.ranker import Ranker
-from adrec.models.trees import Trees
-from adrec.models.two_tower import TwoTower, embed_ads
+from adrec.keys import files_of, has_key, key_of, write_key
+from adrec.models.two_tower import embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
 from adrec.schema import load_schema
-from adrec.training.boosting import grow_trees, score_with_trees
+from adrec.stages import Trained, train_stages
+from adrec.training.boosting import score_with_trees
 from adrec.training.checkpoint import fingerprint, save_weights
-from adrec.training.config import TrainConfig
-from adrec.training.loop import Position, train
-from adrec.training.objectives import (
-    Objective,
-    RankerObjective,
-    TwoTowerObjective,
-    score_impressions,
-    thin,
-)
-from adrec.training.optimiser import choose_device
+from adrec.training.objectives import score_impressions, thin
 
 _CALIBRATION_REQUESTS = 100_000
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Both stages, and how their training went."""
-
-    two_tower: TwoTower
-    ranker: Ranker
-    trees: Trees | None
-    two_tower_run: Position
-    ranker_run: Position
 
 
 def run(
@@ -125,10 +103,8 @@ def prepare_log(
 ) -> Dataset:
     """The prepared log in `out/dataset`, made if it is not there for these settings."""
     directory = out / "dataset"
-    data = config.data
-    files = _files(data.path), _files(data.schema_file)
-    key = _key(FORMAT, data, config.split, config.features, *files)
-    if resume and _is_done(directory, key):
+    key = log_key(config)
+    if resume and has_key(directory, key):
         progress.say(f"{directory}: prepared already")
         return Dataset(directory)
     out.mkdir(parents=True, exist_ok=True)
@@ -143,71 +119,15 @@ def prepare_log(
         chunk_rows=config.data.chunk_rows,
         progress=progress,
     )
-    (directory / "run.json").write_text(json.dumps({"key": key}))
+    write_key(directory, key)
     return dataset
 
 
-def train_stages(
-    config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress, resume: bool = True
-) -> Trained:
-    """Train the two-tower and the ranker into `folder`, or take up where an earlier run stopped."""
-    config.serving.ordered_by(dataset.features.schema)  # a wrong setting must not cost a training
-    layout = dataset.features.layout
-    prepared = f"{(dataset.directory / 'run.json').read_text()} {dataset.split}"
-    settings = config.training
-    torch.manual_seed(settings.two_tower.seed)
-    two_tower = TwoTower(config.two_tower, layout)
-    tower_objective = TwoTowerObjective(
-        two_tower,
-        dataset,
-        valid_requests=settings.two_tower.valid_requests,
-        device=choose_device(settings.two_tower.device),
-    )
-    key = _key(config.two_tower, _what_matters(settings.two_tower), prepared)
-    tower_run = _train_stage(
-        "two-tower", tower_objective, config, dataset, folder, key, progress, resume
-    )
-    torch.manual_seed(settings.ranker.seed)
-    ranker = Ranker(config.ranker, layout)
-    ranker_objective = RankerObjective(
-        ranker,
-        dataset,
-        positive_weights=[settings.ranker.positive_weight] * len(layout.task_kinds),
-        negative_rate=settings.ranker.negative_rate,
-        task_weights=settings.task_weights,
-        valid_requests=settings.ranker.valid_requests,
-        device=choose_device(settings.ranker.device),
-    )
-    if config.ranker.start_from_two_tower:
-        ranker.start_from(two_tower.embeddings)
-    of_ranker = config.ranker, _what_matters(settings.ranker), settings.task_weights
-    key = _key(*of_ranker, prepared, fingerprint(two_tower))
-    ranker_run = _train_stage(
-        "ranker", ranker_objective, config, dataset, folder, key, progress, resume
-    )
-    trees = None
-    if config.trees.wanted:
-        trees = _grow_trees(config, dataset, folder / "trees", prepared, progress, resume)
-    return Trained(two_tower.cpu(), ranker.cpu(), trees, tower_run, ranker_run)
-
-
-def _grow_trees(
-    config: RunConfig,
-    dataset: Dataset,
-    directory: Path,
-    prepared: str,
-    progress: Progress,
-    resume: bool,
-) -> Trees:
-    """The trees in `directory`, grown if they are not there for these settings."""
-    key = _key(config.trees, prepared)
-    if resume and _is_done(directory, key):
-        return Trees.load(directory, dataset.features.layout)
-    shutil.rmtree(directory, ignore_errors=True)
-    trees = grow_trees(config.trees, dataset, progress=progress)
-    trees.save(directory)
-    (directory / "run.json").write_text(json.dumps({"key": key}))  # last: now they are whole
-    return trees
+def log_key(config: RunConfig) -> str:
+    """Changes exactly if the prepared log would: its files, or the settings it is prepared with."""
+    data = config.data
+    files = files_of(data.path), files_of(data.schema_file)
+    return key_of(FORMAT, data, config.split, config.features, *files)
 
 
 def _fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
@@ -349,54 +269,3 @@ def _truth(config: DataConfig, dataset: Dataset) -> dict[str, NDArray[np.float64
                 f"{len(dataset.ad_N):,}: the world was made anew; run `adrec train` on it again"
             )
     return truth
-
-
-def _train_stage(
-    name: str,
-    objective: Objective,
-    config: RunConfig,
-    dataset: Dataset,
-    folder: Path,
-    key: str,
-    progress: Progress,
-    resume: bool,
-) -> Position:
-    directory = folder / name
-    settings = config.training.two_tower if name == "two-tower" else config.training.ranker
-    if directory.exists() and not (resume and _is_done(directory, key)):
-        why = "settings or data have changed, " if resume else ""
-        progress.say(f"{name}: {why}training afresh")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "run.json").write_text(json.dumps({"key": key}))
-    done = train(objective, dataset, settings, directory, name=name, progress=progress)
-    rate = done.rows / max(done.seconds, 1e-9)
-    progress.say(f"{name}: {done.rows:,} rows in {done.seconds:,.0f} s, {rate:,.0f} rows/s")
-    return done
-
-
-def _is_done(directory: Path, key: str) -> bool:
-    try:
-        found = json.loads((directory / "run.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(found.get("key") == key)
-
-
-def _what_matters(settings: TrainConfig) -> str:
-    """Settings without those that change how a run goes but not where it ends."""
-    return settings.model_dump_json(exclude={"workers", "device", "checkpoint_every_s"})
-
-
-def _key(*parts: Any) -> str:
-    """SHA-256 over settings: changes exactly if one of them does."""
-    texts = [p.model_dump_json() if hasattr(p, "model_dump_json") else str(p) for p in parts]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-def _files(path: Path | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of change of a log's files."""
-    if path is None or not path.exists():
-        return []
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

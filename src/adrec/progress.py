@@ -60,7 +60,7 @@ class Progress:
 
             def advance(done: int, note: str) -> None:
                 speed = bar.tasks[task].finished_speed or bar.tasks[task].speed or 0.0
-                bar.update(task, advance=done, note=note, rate=f"{speed:,.0f} {unit}/s")
+                bar.update(task, advance=done, note=note, rate=_rate(speed, unit))
 
             yield advance
 
@@ -75,11 +75,16 @@ class Progress:
             if now - shown < self._every_s and count < total:
                 return
             shown = now
-            rate = (count - before) / max(now - begun, 1e-9)
-            left = max(total - count, 0) / max(rate, 1e-9)
-            self.say(
-                f"{what}: {count:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {left:.0f} s left"
-                + (f", {note}" if note else "")
-            )
+            speed = (count - before) / max(now - begun, 1e-9)
+            parts = [f"{what}: {count:,} of {total:,} {unit}"]
+            if count > before:
+                left = max(total - count, 0) / speed
+                parts += [_rate(speed, unit), f"{left:.0f} s left"]
+            self.say(", ".join(parts + ([note] if note else [])))
 
         return advance
+
+
+def _rate(speed: float, unit: str) -> str:
+    """Units a second; a minute of those that take seconds each."""
+    return f"{speed:,.0f} {unit}/s" if speed >= 1.0 or not speed else f"{60 * speed:.1f} {unit}/min"

@@ -605,6 +605,27 @@ def test_training_stops_once_patience_epochs_were_no_better(
     assert len(set(objective.seen)) == epochs
 
 
+def test_it_says_after_each_epoch_how_it_stands(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Resumed or done already, it says at once what it has found."""
+    told: list[tuple[int, bool]] = []
+
+    def tell(position: Position) -> None:
+        told.append((len(position.history), position.done))
+        if len(told) == 2:
+            raise Killed
+
+    def go() -> None:
+        config = CONFIG.model_copy(update={"epochs": 3})
+        train(Scripted([0.1, 0.2, 0.3]), tiny_dataset, config, tmp_path, name="x", on_epoch=tell)
+
+    with pytest.raises(Killed):
+        go()
+    assert told == [(1, False), (2, False)]
+    go()
+    go()
+    assert told[2:] == [(2, False), (3, True), (3, True)]
+
+
 def test_without_metrics_the_last_epoch_is_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
     class Unjudged(Scripted):
         def validate(self) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adrec.cli import log, run, use
+from adrec.cli import log, run, tune, use
 from adrec.console import Commands
 from adrec.version import __version__
 
@@ -22,6 +22,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     log.validate: "adrec validate --data data/world",
     log.prepare: "adrec prepare --data data/world --out runs/mine",
     run.train: "adrec train --data data/world --out runs/mine --ranker-epochs 2",
+    tune.tune: "adrec tune --data data/world --out runs/tune --stage ranker --trials 20",
     run.evaluate: "adrec evaluate runs/mine --slice device",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",
     use.bench: "adrec bench runs/mine --requests 500",

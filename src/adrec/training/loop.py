@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -57,6 +57,10 @@ class Position:
     done: bool = False
 
 
+OnEpoch = Callable[[Position], None]
+"""Called with where training is: its history has the validation metrics of every epoch so far."""
+
+
 def train(
     objective: Objective,
     dataset: Dataset,
@@ -66,11 +70,15 @@ def train(
     name: str,
     progress: Progress | None = None,
     resume: bool = True,
+    on_epoch: OnEpoch | None = None,
 ) -> Position:
     """Train, and leave the weights of the best epoch in the model.
 
     Writes into `directory`: checkpoints `last` and `best`, `log.jsonl` with a line every step and
     every epoch, and `curves.png`. With `resume=False`, what an earlier run left there is removed.
+
+    `on_epoch` is called after each epoch, once its checkpoint is written, and at the start where an
+    earlier run left some. An exception that it raises stops training.
 
     Raises:
         CheckpointError: what is there cannot be resumed.
@@ -82,9 +90,13 @@ def train(
         run.resume()
     else:
         run.discard()
+    tell = on_epoch or _ignore
+    if run.position.history:
+        tell(run.position)
     with _interruptible() as stop:
         while not run.position.done:
             run.epoch(stop)
+            tell(run.position)
     load_weights(directory / "best" / "model.safetensors", objective.model)
     return run.position
 
@@ -304,6 +316,10 @@ class _Planned(TorchDataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         return self._dataset.batch(self._plan[number], self._keep_N)
+
+
+def _ignore(position: Position) -> None:
+    del position
 
 
 def _as_it_is(batch: Any) -> Any:
