@@ -7,7 +7,8 @@ true probabilities and the best forecast that the observables allow (`oracle`).
 
 Read `world` first: its `generate` is the table of contents. `config` says what may be set, `laws`
 how a taste and a quality become probabilities; `tastes`, `ads`, `users`, `history` and `requests`
-draw a world, `policy` fills its slates, and `simulation` plays the log.
+draw a world, `policy` fills its slates, `simulation` plays the log, and `truth` tells what any ad
+would have earned in any request.
 
 What seed 0 gives. AUC on the last day, as true / best (the ideal observer's); popularity: AUC of
 the ad's mean click rate before that day; recall@500: clicks on the last day that lie among the
@@ -24,7 +25,8 @@ A ages, F formats, P places, D devices, L targets, S slate positions, Q requests
 """
 
 from adrec.data.synthetic.config import PRESETS, WorldConfig
+from adrec.data.synthetic.truth import WorldTruth
 from adrec.data.synthetic.world import World, generate
 from adrec.data.synthetic.write import read_truth, write_world
 
-__all__ = ["PRESETS", "World", "WorldConfig", "generate", "read_truth", "write_world"]
+__all__ = ["PRESETS", "World", "WorldConfig", "WorldTruth", "generate", "read_truth", "write_world"]
