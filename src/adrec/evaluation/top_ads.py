@@ -66,19 +66,18 @@ def judge_top(
         rows = _matched(dataset, requests, ads_QK)
         of_shown = np.searchsorted(shown.rows_N, rows)
         predicted, actual = ours[of_shown], shown.labels_NK[of_shown]
+    tasks = {
+        task.name: _gaps(predicted[:, t], actual[:, t], None if best is None else best[:, t])
+        for t, task in enumerate(dataset.features.schema.tasks)
+    }
     return {
         "k": config.k,
         "requests": len(requests),
         "judged_by": "matched impressions" if world is None else "true probabilities",
         "rows": len(predicted),
         "enough": world is not None or len(predicted) >= _ENOUGH_ROWS,
-        "tasks": {
-            task.name: _gaps(
-                predicted[:, t], actual[:, t], None if best is None else best[:, t]
-            )
-            for t, task in enumerate(dataset.features.schema.tasks)
-        },
-    }  # fmt: skip
+        "tasks": tasks,
+    }
 
 
 def top_ads(
