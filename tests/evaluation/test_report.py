@@ -25,8 +25,8 @@ from adrec.evaluation.tables import (
     summary_table,
     verdict,
 )
-from evaluation.written_diagnosis import diagnosis, nothing_to_diagnose
 from adrec.evaluation.truth_tables import truth_tables
+from evaluation.written_diagnosis import diagnosis, nothing_to_diagnose
 
 DAY_MS = 86_400_000
 VOID = {"meta", "br", "link", "img", "input", "hr"}
