@@ -129,7 +129,7 @@ class TestSynth:
         assert found.code == 0
         names = {path.name for path in (tmp_path / "world").iterdir()}
         tables = {f"{n}.parquet" for n in ("impressions", "users", "ads", "truth")}
-        assert names == tables | {"schema.yaml"}
+        assert names == tables | {"schema.yaml", "world.json"}
         assert detect_layout(tmp_path / "world") == "synthetic"
         assert "rows/s" in found.err
 

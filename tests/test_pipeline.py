@@ -392,6 +392,17 @@ class TestTruth:
             found = self.judged(run, self.quick(small_config, world, layout=layout))
             assert found == {"adrec"} | expected
 
+    def test_what_was_never_shown_is_judged_as_long_as_the_world_can_be_drawn(
+        self, run: Path, world: Path, small_config: Make
+    ) -> None:
+        config = self.quick(small_config, world)
+        for judged_by in ("true probabilities", "matched impressions"):
+            _, _, result = pipeline.evaluate_run(config, run, progress=Progress())
+            assert result["top"]["judged_by"] == judged_by
+            best = "best possible (observable)" in result["retrieval"]["models"]
+            assert best == (world / "world.json").exists()
+            (world / "world.json").unlink(missing_ok=True)
+
     def test_that_of_another_log_is_refused(
         self, run: Path, world: Path, small_config: Make
     ) -> None:

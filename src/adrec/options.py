@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # As in adrec.data, which takes a while to import; a test holds them equal.
 Layout = Literal["generic", "criteo", "kuairand", "movielens", "open_bandit", "synthetic"]
-Preset = Literal["tiny", "demo", "standard", "clear"]
+Preset = Literal["tiny", "demo", "standard", "clear", "published"]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with any of the settings.")

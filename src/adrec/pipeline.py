@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from adrec.bundle import FORMAT, Manifest, find_version, publish, run_of
 from adrec.calibration import Calibration, fit_calibration
@@ -27,10 +26,10 @@ from adrec.config import DataConfig, RunConfig
 from adrec.data.checks import require_valid
 from adrec.data.criteo import open_criteo
 from adrec.data.layouts import detect_layout, open_layout
-from adrec.data.synthetic import read_truth
 from adrec.data.tables import Tables
-from adrec.errors import ConfigError, DataError
+from adrec.errors import ConfigError
 from adrec.evaluation.baselines import ranking_rivals
+from adrec.evaluation.known_world import known_scores, known_world
 from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
@@ -217,14 +216,15 @@ def evaluate_run(
     dataset = Dataset(run / "dataset")
     recommender = Recommender.load(folder)
     rivals, threads = config.evaluation.rivals, torch.get_num_threads()
-    refit = config.training.refit
+    refit, world = config.training.refit, _world_folder(config.data)
     result = evaluate(
         recommender,
         dataset,
         config.evaluation,
         ranking_rivals=ranking_rivals(refit=refit) if rivals else (),
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
-        references=_truth(config.data, dataset),
+        references={} if world is None else known_scores(world, dataset, config.data.rows),
+        world=None if world is None else known_world(world, dataset, progress),
         progress=progress,
     )
     (run / "evaluation.json").write_text(json.dumps(result, indent=1))
@@ -252,20 +252,9 @@ def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibrat
     )
 
 
-def _truth(config: DataConfig, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
-    """What is known of each impression of a synthetic world; nothing of another log.
-
-    Raises:
-        DataError: the truth is of a log of another length.
-    """
-    path, layout = config.path, config.layout
-    if path is None or not path.exists() or (layout or detect_layout(path)) != "synthetic":
-        return {}
-    truth = {name: scores_NK[: config.rows] for name, scores_NK in read_truth(path).items()}
-    for scores_NK in truth.values():
-        if len(scores_NK) != len(dataset.ad_N):
-            raise DataError(
-                f"{path / 'truth.parquet'} has {len(scores_NK):,} rows, the prepared log "
-                f"{len(dataset.ad_N):,}: the world was made anew; run `adrec train` on it again"
-            )
-    return truth
+def _world_folder(config: DataConfig) -> Path | None:
+    """The folder of the synthetic world that the log is of, if it is one and still there."""
+    path = config.path
+    if path is None or not path.exists():
+        return None
+    return path if (config.layout or detect_layout(path)) == "synthetic" else None

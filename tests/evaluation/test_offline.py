@@ -98,8 +98,9 @@ def estimates(models: dict[str, Any], model: str) -> dict[str, float]:
 class TestStructure:
     def test_parts(self, result: Result, recommender: Recommender, dataset: Dataset) -> None:
         assert set(result) == {
-            "version", "test", "tasks", "ranking", "retrieval", "slices", "curves", "stage_ms",
-            "over_time", "largest_slices", "worst_slices", "importance", "cold_start", "coverage",
+            "version", "test", "tasks", "ranking", "retrieval", "top", "deciles", "slices",
+            "curves", "stage_ms", "over_time", "largest_slices", "worst_slices", "importance",
+            "cold_start", "coverage",
         }  # fmt: skip
         assert result["version"] == recommender.version
         test = dataset.requests("test")

@@ -25,6 +25,7 @@ from adrec.evaluation.tables import (
     summary_table,
     verdict,
 )
+from adrec.evaluation.truth_tables import truth_tables
 from evaluation.written_diagnosis import diagnosis, nothing_to_diagnose
 
 DAY_MS = 86_400_000
@@ -164,6 +165,31 @@ def full_result() -> dict[str, Any]:
             "pipeline": models_of(PIPELINE, recalls),
             "cold": cold,
         },
+        "top": {
+            "k": 10,
+            "requests": 200,
+            "judged_by": "true probabilities",
+            "rows": 2_000,
+            "enough": True,
+            "tasks": {
+                "click": {
+                    "predicted": 0.3127,
+                    "actual": 0.2915,
+                    "predicted / actual": 1.072727,
+                    "calibration error": 0.0217,
+                    "best possible": 0.2931,
+                },
+            },
+        },
+        "deciles": [
+            {
+                "task": "revenue",
+                "rows": [6_120, 6_120],
+                "predicted": [812.4, 90_211.0],
+                "actual": [0.0, 88_000.0],
+                "true probabilities": [800.0, 90_000.0],
+            },
+        ],
         "slices": [dict(zip(columns, row, strict=True)) for row in SLICES],
         "curves": {
             "roc": {
@@ -202,6 +228,8 @@ def bare_result() -> dict[str, Any]:
             "models": {"adrec": {"NDCG@10": {"estimate": None}, "MRR": {"estimate": None}}},
         },
         "retrieval": {"queries": 0, "models": {}},
+        "top": {},
+        "deciles": [],
         "slices": [],
         "curves": {"roc": {"click": roc_of}, "reliability": {"click": bins}},
     }
@@ -424,3 +452,44 @@ def test_numbers_in_print() -> None:
     assert better == ["better", "better"]
     assert verdict("log loss", difference(0.1, 0.05)) == "worse"
     assert verdict("AUC", difference(0.1, 0.2)) == "unclear"
+
+
+def test_the_pipelines_own_ads_and_tenths_are_printed() -> None:
+    """.3127 / .2915 = 1.0727; 812.4 / 800 and 90,211 / 90,000, though nobody earned the former."""
+    top, tenths = truth_tables(full_result())
+    assert top.title is not None
+    assert "top 10 of 200 requests: 2,000 ads, by true probabilities" in str(top.title)
+    assert [column.header.plain for column in top.columns] == [
+        "task", "predicted", "true", "pred./true", "cal. error", "best possible"
+    ]  # fmt: skip
+    cells = [str(next(iter(column.cells))) for column in top.columns]
+    assert cells == ["click", "0.3127", "0.2915", "1.073", "0.0217", "0.2931"]
+    ratios = [str(cell) for cell in tenths.columns[-1].cells]
+    assert ratios == ["1.016", "1.002"]
+    assert [str(cell) for cell in tenths.columns[2].cells] == ["812.4", "90,211"]
+
+
+def test_of_a_real_log_the_actual_outcomes_are_printed_and_too_few_is_said() -> None:
+    result = full_result()
+    result["top"] |= {"judged_by": "matched impressions", "rows": 31, "enough": False}
+    del result["deciles"][0]["true probabilities"]
+    top, tenths = truth_tables(result)
+    assert "31 ads, by matched impressions (too few to say anything)" in str(top.title)
+    assert [str(cell) for cell in tenths.columns[-1].cells] == ["–", "1.025"]  # 0 was earned
+    assert truth_tables(bare_result()) == []
+
+
+def test_the_page_has_both(tmp_path: Path) -> None:
+    for result, expected in ((full_result(), True), (bare_result(), False)):
+        write_report(result, tmp_path / "report.html", title="t")
+        text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+        for heading in ("The pipeline's top 10", "Value by tenths"):
+            assert (heading in text) == expected
+
+
+def test_attained_recall_is_the_share_of_the_best_possible() -> None:
+    models = models_of(
+        {"adrec, exact search": (0.81,), "popular ads": (0.2,), BEST_POSSIBLE: (0.9,)},
+        ("recall@500",),
+    )
+    assert standing(models, "recall@500").attained == pytest.approx(0.9)

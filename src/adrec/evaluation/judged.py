@@ -10,6 +10,8 @@ from adrec.features.dataset import Dataset
 from adrec.schema import Strict
 
 OURS = "adrec"
+BEST_POSSIBLE = "best possible (observable)"
+"""The ideal observer of a synthetic world."""
 
 BY_DAY = "user and day"
 

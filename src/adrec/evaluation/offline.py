@@ -18,11 +18,13 @@ from adrec.evaluation.bootstrap import bootstrap, paired_bootstrap
 from adrec.evaluation.diagnosis import diagnose
 from adrec.evaluation.group_start import GroupStart
 from adrec.evaluation.judged import OURS, EvaluationConfig, Impressions, Scores, judged_impressions
+from adrec.evaluation.known_world import KnownWorld
 from adrec.evaluation.latency import stage_latency
 from adrec.evaluation.measures import GAUC_AT_START
 from adrec.evaluation.retrieval import judge_retrieval
 from adrec.evaluation.retrieval_queries import Queries, RetrievalRival, queries
 from adrec.evaluation.slices import column_of
+from adrec.evaluation.top_ads import judge_deciles, judge_top
 from adrec.features.dataset import Dataset
 from adrec.metrics import Grouped
 from adrec.progress import Progress
@@ -39,6 +41,7 @@ def evaluate(
     ranking_rivals: Sequence[RankingRival] = (),
     retrieval_rivals: Sequence[RetrievalRival] = (),
     references: Mapping[str, Scores] | None = None,
+    world: KnownWorld | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a recommender on the test period.
@@ -50,11 +53,12 @@ def evaluate(
         ranking_rivals: trained here, on the training period.
         retrieval_rivals: likewise.
         references: scores of every impression of the log, [N, K], by name: known truths.
+        world: what is true of pairs that were never shown, where that is known.
         progress: where to show how far it is.
 
     Returns:
-        JSON-ready: `version`, `test`, `tasks`, `ranking`, `retrieval`, `curves`, `stage_ms` and
-        what `diagnose` returns.
+        JSON-ready: `version`, `test`, `tasks`, `ranking`, `retrieval`, `top`, `deciles`, `curves`,
+        `stage_ms` and what `diagnose` returns.
 
     Raises:
         ConfigError: a slice that is no categorical field, or only depths beyond the catalogue.
@@ -77,10 +81,12 @@ def evaluate(
         scores[rival.name] = rival.score(dataset, shown.rows_N)
         if start is not None:
             at_start[rival.name] = start.judge(rival.score)
-    for name, reference in (references or {}).items():
-        scores[name] = reference[shown.rows_N]
+    known = {name: reference[shown.rows_N] for name, reference in (references or {}).items()}
+    scores |= known
     asked = queries(dataset, config.queries)
-    retrieval = judge_retrieval(recommender, dataset, asked, config, retrieval_rivals, progress)
+    retrieval = judge_retrieval(
+        recommender, dataset, asked, config, retrieval_rivals, progress, world
+    )
     result: dict[str, Any] = _plain(
         {
             "version": recommender.version,
@@ -90,6 +96,8 @@ def evaluate(
             ],
             "ranking": _ranking(dataset, shown, scores, config),
             "retrieval": retrieval,
+            "top": judge_top(recommender, dataset, shown, scores[OURS], config, world),
+            "deciles": judge_deciles(dataset, shown, scores[OURS], known),
             "curves": _curves(dataset, shown, scores),
             "stage_ms": _latency(recommender, dataset, asked),
             **diagnose(recommender, dataset, shown, scores, config, progress),

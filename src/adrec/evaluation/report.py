@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 import adrec
-from adrec.evaluation import measures, sheets, tables
+from adrec.evaluation import measures, sheets, tables, truth_tables
 from adrec.evaluation.diagnosis_plots import importance_plot, over_time_plot
 from adrec.evaluation.drawing import (
     GRID,
@@ -76,6 +76,7 @@ def write_report(
         styles=styles,
         tables=tables,
         measures=measures,
+        truth=truth_tables,
         first_day=_day(result["test"]["from_ms"]),
         last_day=_day(result["test"]["to_ms"]),
         cards=_cards(result),

@@ -11,7 +11,8 @@ from adrec import metrics
 from adrec.errors import ConfigError
 from adrec.evaluation.bootstrap import bootstrap
 from adrec.evaluation.cold_start import cold_retrieval
-from adrec.evaluation.judged import OURS, EvaluationConfig
+from adrec.evaluation.judged import BEST_POSSIBLE, OURS, EvaluationConfig
+from adrec.evaluation.known_world import KnownWorld
 from adrec.evaluation.retrieval_queries import Queries, RetrievalRival
 from adrec.features.dataset import Dataset
 from adrec.features.state import Visitor
@@ -29,8 +30,12 @@ def judge_retrieval(
     config: EvaluationConfig,
     rivals: Sequence[RetrievalRival],
     progress: Progress,
+    world: KnownWorld | None = None,
 ) -> dict[str, Any]:
-    """Recall of clicked ads: by exact search, by the index, by rivals, and after the ranker."""
+    """Recall of clicked ads: by exact search, by the index, by rivals, and after the ranker.
+
+    In a known world also the best possible: what its ideal observer would retrieve.
+    """
     if not len(asked.requests_Q):
         return {"queries": 0, "models": {}}
     progress.say(f"retrieval: {len(asked.requests_Q):,} queries")
@@ -48,6 +53,9 @@ def judge_retrieval(
         progress.say(f"fitting {rival.name}")
         rival.fit(dataset)
         found[rival.name] = rival.rank(asked.seen, deepest)
+    if world is not None:
+        progress.say("the ideal observer ranks the catalogue")
+        found[BEST_POSSIBLE] = world.rank(asked, deepest)
     models = {name: _recalls(ads, asked, depths, config) for name, ads in found.items()}
     few = np.linspace(
         0, len(asked.requests_Q) - 1, min(config.pipeline_queries, len(asked.requests_Q))

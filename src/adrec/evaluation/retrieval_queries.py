@@ -87,7 +87,7 @@ def queries(dataset: Dataset, most: int = 10_000) -> Queries:
         dataset: a prepared log.
         most: the most queries; more are thinned evenly over time.
     """
-    test, visitor_R = dataset.requests("test"), _visitors(dataset)
+    test, visitor_R = dataset.requests("test"), visitors_of(dataset)
     owner_P, ad_P = positives(dataset, test)
     distinct, first = np.unique(visitor_R[test], return_index=True)
     clicked = np.isin(distinct, owner_P)
@@ -120,7 +120,7 @@ def user_item_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     return distinct // size, distinct % size
 
 
-def _visitors(dataset: Dataset) -> Ints:
+def visitors_of(dataset: Dataset) -> Ints:
     """[R] user of each request; where it has none, a negative number of its own."""
     user_R = np.asarray(dataset.user_R)
     visitors: Ints = np.where(user_R > 0, user_R, -1 - np.arange(len(user_R)))
@@ -137,12 +137,12 @@ def positives(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
     rows = dataset.rows_of(requests_B)
     rows = rows[dataset.labels_NK[rows, 0] > 0]
     request = np.searchsorted(dataset.offset_R, rows, side="right") - 1
-    return _visitors(dataset)[request], dataset.ad_N[rows].astype(np.int64)
+    return visitors_of(dataset)[request], dataset.ad_N[rows].astype(np.int64)
 
 
 def _histories(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
     """Visitor and ad of each item that was met positively, in histories as of some requests."""
-    owner_B = _visitors(dataset)[requests_B]
+    owner_B = visitors_of(dataset)[requests_B]
     pairs = [(owner_B[:0], owner_B[:0])]
     for past in dataset.met:
         ads_BL = past.ads[requests_B]

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adrec.evaluation import sheets
-from adrec.evaluation.judged import OURS
+from adrec.evaluation.judged import BEST_POSSIBLE, OURS
 from adrec.evaluation.measures import (
     GAUC_AT_START,
     MISSING,
@@ -22,8 +22,7 @@ from adrec.evaluation.measures import (
     p_text,
 )
 from adrec.evaluation.sheets import Sheet
-
-BEST_POSSIBLE = "best possible (observable)"
+from adrec.evaluation.truth_tables import truth_tables
 
 Models: TypeAlias = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By model and metric: `estimate`, and where there is an interval `low` and `high`."""
@@ -102,10 +101,11 @@ class Standing:
 
     @property
     def attained(self) -> float | None:
-        """Share of the attainable lift over chance: (AUC − ½) / (best − ½)."""
-        if self.metric != "AUC" or self.ours is None or self.best is None or self.best <= 0.5:
+        """Share of the attainable lift over chance: (AUC − ½) / (best − ½); recall / best."""
+        chance = {"AUC": 0.5, "recall": 0.0}.get(self.metric.split("@")[0])
+        if chance is None or self.ours is None or self.best is None or self.best <= chance:
             return None
-        return (self.ours - 0.5) / (self.best - 0.5)
+        return (self.ours - chance) / (self.best - chance)
 
 
 def standing(models: Models, metric: str) -> Standing:
@@ -143,8 +143,8 @@ def headline_ndcg(ranking: Mapping[str, Any]) -> str | None:
 
 
 def result_tables(result: Mapping[str, Any]) -> list[Table]:
-    """What `evaluate` returned, as compact tables: tasks, ranking, retrieval, what is new, the
-    worst slices, the most important features, stage latency."""
+    """What `evaluate` returned, as compact tables: tasks, ranking, retrieval, truth, what is new,
+    the worst slices, the most important features, stage latency."""
     tables = [
         _models_table(
             f"{task['name']} ({task['kind']}, mean {number('', task['mean'])})",
@@ -167,6 +167,7 @@ def result_tables(result: Mapping[str, Any]) -> list[Table]:
         parts = [retrieval["models"], retrieval["pipeline"]]
         names = metrics_of(retrieval["models"])
         tables.append(_models_table(f"retrieval: {about}", parts, names))
+    tables += truth_tables(result)
     tables += [_sheet_table(sheet) for sheet in sheets.cold_retrieval(result)]
     tables += [_sheet_table(sheet) for sheet in sheets.cold_start(result)]
     tables += [_sheet_table(sheet.brief(_WORST)) for sheet in sheets.worst_slices(result)]

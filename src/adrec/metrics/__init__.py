@@ -19,6 +19,7 @@ from adrec.metrics.binary import (
     reliability,
     roc_curve_points,
 )
+from adrec.metrics.bins import bin_means, equal_mass_bins, mean_gap
 from adrec.metrics.inputs import Floats, Ints, Vector, check_outcomes, check_values, check_vector
 from adrec.metrics.ranking import Grouped, gauc, map_at_k, mrr, ndcg_at_k
 from adrec.metrics.retrieval import query_ndcg, query_recalls, recall_at_k
@@ -32,13 +33,16 @@ __all__ = [
     "Vector",
     "auc",
     "bias",
+    "bin_means",
     "calibration_error",
     "check_outcomes",
     "check_values",
     "check_vector",
+    "equal_mass_bins",
     "gauc",
     "log_loss",
     "map_at_k",
+    "mean_gap",
     "mrr",
     "ndcg_at_k",
     "normalised_entropy",

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from adrec.errors import ConfigError
-from adrec.metrics.arithmetic import average_ranks, ratio, run_starts
+from adrec.metrics.arithmetic import ratio, run_starts
+from adrec.metrics.bins import bin_means, equal_mass_bins
 from adrec.metrics.inputs import (
     Floats,
     Ints,
     Vector,
-    at_least_one,
     check_outcomes,
     check_values,
 )
@@ -143,8 +143,8 @@ def bias(predictions: Vector, actuals: Vector) -> float:
 def reliability(probabilities: Vector, labels: Vector, bins: int = 20) -> Reliability:
     """What happened beside what was predicted, in bins of equal mass.
 
-    A row whose average rank (from 1) is r falls in bin ⌊(r − ½) · bins / N⌋, so that equal
-    predictions share a bin and the order of the input cannot make a bin of clicks only.
+    Equal predictions share a bin (`equal_mass_bins`), so the order of the input cannot make a bin
+    of clicks only.
 
     Args:
         probabilities: [N], in [0, 1].
@@ -155,13 +155,10 @@ def reliability(probabilities: Vector, labels: Vector, bins: int = 20) -> Reliab
         Mean prediction, mean label and rows of each non-empty bin.
     """
     probability, label = check_outcomes(probabilities, labels, probability=True)
-    at_least_one("bins", bins)
-    slot = ((average_ranks(probability) - 0.5) * bins / max(len(label), 1)).astype(np.int64)
-    counts = np.bincount(slot, minlength=bins)
-    used = counts > 0
-    predicted = np.bincount(slot, weights=probability, minlength=bins)[used] / counts[used]
-    happened = np.bincount(slot, weights=label, minlength=bins)[used] / counts[used]
-    return Reliability(predicted, happened, counts[used].astype(np.int64))
+    slots = equal_mass_bins(probability, bins)
+    counts = np.bincount(slots)
+    means = bin_means(slots, probability), bin_means(slots, label)
+    return Reliability(*means, counts[counts > 0].astype(np.int64))
 
 
 def calibration_error(probabilities: Vector, labels: Vector, bins: int = 20) -> float:

@@ -22,6 +22,8 @@ PLACES = ("feed", "article", "search", "sidebar", "home")
 
 DEVICE_SHARE = (0.62, 0.28, 0.10)
 """Mean share of a user's requests from each device."""
+DEVICE_PRIOR = 2.0 * np.array(DEVICE_SHARE)
+"""A user's own shares are drawn from the Dirichlet distribution with these parameters."""
 TARGET_SHARE = (0.70, 0.18, 0.12)
 """Share of campaigns with each target."""
 REACHES_DL = np.array([[True, True, False], [True, False, True], [True, False, False]])

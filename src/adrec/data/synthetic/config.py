@@ -152,8 +152,16 @@ PRESETS: Mapping[str, WorldConfig] = MappingProxyType(
             n_categories=12, n_topics=48, quality_sd=0.15, advertiser_sd=0.1, context_sd=0.08,
             click_base=-3.6, strong_affinity=3.0,
         ),
+        "published": WorldConfig(
+            n_users=20_000, n_ads=20_000, n_requests=125_000, days=10, new_user_share=0.05,
+            history_sharpness=1.2, segment_focus=0.96, taste_jump=0.01, exploration=0.04,
+            ad_weight_spread=1.2, quality_sd=0.2, context_sd=0.1, click_base=-4.05,
+            strong_affinity=3.75,
+        ),
     }
 )  # fmt: skip
 """`tiny` for unit tests, `demo` for a first run, `standard` for measurements. `clear` has as many
 impressions as `standard` but few, strong tastes, so that they, not the size of the log, say how
-much can be learned: a model that falls short there has a fault."""
+much can be learned: a model that falls short there has a fault. `published` puts the figures of a
+published system within reach: click, engagement and revenue AUC .78, .75 and .73, NDCG@10 .70 and
+recall@500 .85. It was chosen by the ideal observer's figures alone, before any model saw it."""

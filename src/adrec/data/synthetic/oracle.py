@@ -43,8 +43,7 @@ class IdealObserver:
 
     def advance_days(self, days_U: Ints | int) -> None:
         """Let tastes drift: `b ← (1 − j)^d b + (1 − (1 − j)^d) prior`, j the daily jump."""
-        stay = np.float32(1.0 - self._laws.jump) ** np.asarray(days_U, dtype=np.float32)[..., None]
-        self._taste_UK = stay * self._taste_UK + (1.0 - stay) * self._prior_UK
+        self._taste_UK = self._drifted(self._taste_UK, self._prior_UK, days_U)
 
     def read_histories(self, topic_UH: Ints, day_UH: Ints, length_U: Ints, first_day: int) -> None:
         """Condition on the histories, item by item, up to day 0 (the forward algorithm).
@@ -65,9 +64,17 @@ class IdealObserver:
             self._taste_UK /= self._taste_UK.sum(axis=1, keepdims=True)
         self.advance_days(-day_U)
 
-    def predict(self, rows: Rows) -> Forecast:
-        """Forecast impressions from the present beliefs, without learning from them."""
-        parts = [self._look(rows.part(chunk))[0] for chunk in _chunks(len(rows.user_B), 1)]
+    def predict(self, rows: Rows, days_B: Ints | int = 0) -> Forecast:
+        """Forecast impressions from the present beliefs, without learning from them.
+
+        Args:
+            rows: B impressions.
+            days_B: How many days from now each one is; tastes will have drifted.
+        """
+        day_B = np.broadcast_to(np.asarray(days_B), rows.user_B.shape)
+        parts = [
+            self._look(rows.part(chunk), day_B[chunk])[0] for chunk in _chunks(len(rows.user_B), 1)
+        ]
         return Forecast.join(parts)
 
     def observe(self, rows: Rows, click_B: Ints, engagement_B: Ints) -> Forecast:
@@ -98,8 +105,20 @@ class IdealObserver:
         self._log_quality_NG += learned_NG
         return Forecast.join(parts)
 
-    def _look(self, rows: Rows) -> tuple[Forecast, Floats, Floats, Floats, Floats]:
+    def _drifted(self, taste_XK: Floats, prior_XK: Floats, days_X: Ints | int) -> Floats:
+        """What is believed of tastes some days on."""
+        stay = np.float32(1.0 - self._laws.jump) ** np.asarray(days_X, dtype=np.float32)[..., None]
+        drifted_XK: Floats = stay * taste_XK + (1.0 - stay) * prior_XK
+        return drifted_XK
+
+    def _look(
+        self, rows: Rows, days_B: Ints | None = None
+    ) -> tuple[Forecast, Floats, Floats, Floats, Floats]:
         """The forecast, and P(click), P(click and engagement) by quality and taste.
+
+        Args:
+            rows: B impressions.
+            days_B: How many days from now each one is; today where it is left out.
 
         Returns:
             Forecast; click_GBK, engaged_GBK; the same two averaged over the ad's quality [B, K].
@@ -125,6 +144,8 @@ class IdealObserver:
             click_BK += click_GBK[g] * quality_BG[:, g, None]
             engaged_BK += engaged_GBK[g] * quality_BG[:, g, None]
         taste_BK = self._taste_UK[rows.user_B]
+        if days_B is not None:
+            taste_BK = self._drifted(taste_BK, self._prior_UK[rows.user_B], days_B)
         engaged_B = np.einsum("bk,bk->b", taste_BK, engaged_BK)
         forecast = Forecast(
             click_B=np.einsum("bk,bk->b", taste_BK, click_BK),

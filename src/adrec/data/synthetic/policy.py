@@ -1,5 +1,7 @@
 """The logging policy: slates at random, with known propensities."""
 
+from copy import copy
+
 import numpy as np
 
 from adrec.data.synthetic.columns import REACHES_DL, TARGETS
@@ -40,7 +42,7 @@ class LoggingPolicy:
             exploration: Share of draws with a uniform stratum, above zero.
         """
         self._preference_RC = preference_RC
-        self._weight_N = weight_N
+        self.weight_N = weight_N
         self._exploration = exploration
         self._shape_GCL = (slate_size, preference_RC.shape[1], len(TARGETS))
         group_N = stable_hash(np.arange(len(weight_N)), salt=1) % slate_size
@@ -49,13 +51,19 @@ class LoggingPolicy:
         self._strata = Groups(self._stratum_N, int(np.prod(self._shape_GCL)))
         self.refresh(np.ones(len(weight_N), dtype=bool))
 
+    def with_weights(self, weight_N: Floats) -> "LoggingPolicy":
+        """The same policy with other weights, from its next `refresh` on."""
+        other = copy(self)
+        other.weight_N = weight_N
+        return other
+
     def refresh(self, eligible_N: Bools) -> None:
         """Set which ads may be shown, all devices considered.
 
         Raises:
             ConfigError: A slot group has no ad for some device.
         """
-        self._live_N = self._weight_N * eligible_N
+        self._live_N = self.weight_N * eligible_N
         self._mass_X = self._strata.mass(self._live_N)
         mass_DGCL = self._mass_X.reshape(self._shape_GCL) * REACHES_DL[:, None, None, :]
         some_DGCL = mass_DGCL > 0.0

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adrec.data.synthetic.columns import DEVICE_SHARE, PLACES
+from adrec.data.synthetic.columns import DEVICE_PRIOR, PLACES
 from adrec.data.synthetic.config import HOUR_MS, WorldConfig
 from adrec.data.synthetic.drawing import Bools, Ints, pick
 from adrec.data.synthetic.users import Users
@@ -31,7 +31,7 @@ class Requests:
         steps = np.arange(len(key))
         time_ms = np.maximum.accumulate(time_ms[order] - steps) + steps
         user = user[order]
-        device_UD = rng.dirichlet(2.0 * np.array(DEVICE_SHARE), config.n_users)
+        device_UD = rng.dirichlet(DEVICE_PRIOR, config.n_users)
         place_P = rng.dirichlet(np.full(len(PLACES), 5.0))
         return cls(
             user_Q=user,

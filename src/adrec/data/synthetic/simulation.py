@@ -9,7 +9,7 @@ import polars as pl
 from adrec.data.synthetic.ads import Ads
 from adrec.data.synthetic.columns import DEVICES, PLACES, SPENDING_FACTOR
 from adrec.data.synthetic.config import HOUR_MS, WorldConfig
-from adrec.data.synthetic.drawing import Floats, Ints
+from adrec.data.synthetic.drawing import Bools, Floats, Ints
 from adrec.data.synthetic.laws import Forecast, Laws, Rows, true_forecast
 from adrec.data.synthetic.oracle import IdealObserver
 from adrec.data.synthetic.policy import LoggingPolicy
@@ -29,29 +29,37 @@ class Market:
     users: Users
     requests: Requests
 
-    def rows(self, now: slice, hour: int, ad_QS: Ints) -> Rows:
-        """The impressions of the requests `now`, with everything observable added up."""
-        Q, S = ad_QS.shape
-        user_B, ad_B = np.repeat(self.requests.user_Q[now], S), ad_QS.ravel()
-        device_B = np.repeat(self.requests.device_Q[now], S)
-        ads, users, effects = self.ads, self.users, self.effects
-        category_B = ads.category_N[ad_B]
+    def rows(self, request_B: Ints, ad_B: Ints, position_B: Ints) -> Rows:
+        """Impressions of ads in requests, with everything observable added up."""
+        ads, users, effects, requests = self.ads, self.users, self.effects, self.requests
+        user_B, category_B = requests.user_Q[request_B], ads.category_N[ad_B]
         click_offset_B = (
             ads.click_offset_N[ad_B]
-            + effects.device_format_DF[device_B, ads.format_N[ad_B]]
-            + effects.hour_category_HC[hour, category_B]
+            + effects.device_format_DF[requests.device_Q[request_B], ads.format_N[ad_B]]
+            + effects.hour_category_HC[requests.tick_Q[request_B] % 24, category_B]
             + effects.age_category_AC[users.age_U[user_B], category_B]
-            + effects.place_P[np.repeat(self.requests.place_Q[now], S)]
+            + effects.place_P[requests.place_Q[request_B]]
         )
         return Rows(
             user_B=user_B,
             ad_B=ad_B,
             topic_B=ads.topic_N[ad_B],
-            position_B=np.tile(np.arange(S), Q),
+            position_B=position_B,
             click_offset_B=click_offset_B,
             engagement_offset_B=ads.engagement_offset_N[ad_B],
             value_B=ads.value_N[ad_B] * SPENDING_FACTOR[users.spending_U[user_B]],
         )
+
+    def true(self, rows: Rows, request_B: Ints) -> Forecast:
+        """What outcomes of the rows, each of a request, are drawn from."""
+        day_B = self.requests.tick_Q[request_B] // 24
+        taste_B = self.users.taste_UD[rows.user_B, self.config.history_days + day_B]
+        return true_forecast(self.laws, rows, taste_B, self.ads.quality_N[rows.ad_B])
+
+    def running(self, day: int) -> Bools:
+        """Which ads' campaigns run on a day of the log [N]."""
+        running_N: Bools = (self.ads.start_day_N <= day) & (day < self.ads.end_day_N)
+        return running_N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,30 +107,42 @@ class Log:
 
 
 def simulate(
-    market: Market, policy: LoggingPolicy, observer: IdealObserver, rng: np.random.Generator
+    market: Market,
+    policy: LoggingPolicy,
+    observer: IdealObserver,
+    rng: np.random.Generator,
+    ticks: int | None = None,
 ) -> Log:
-    """Play the log hour by hour. Within an hour nobody learns and no budget is re-read."""
+    """Play the log hour by hour. Within an hour nobody learns and no budget is re-read.
+
+    Args:
+        market: What is fixed.
+        policy: Fills the slates.
+        observer: Learns from every hour; at the end it believes what the last one left.
+        rng: Of slates and outcomes.
+        ticks: Hours to play; all days where it is left out.
+    """
     config, ads, users, requests = market.config, market.ads, market.users, market.requests
     edges = np.searchsorted(requests.tick_Q, np.arange(24 * config.days + 1))
     spend_micros_M = np.zeros(config.n_campaigns, dtype=np.int64)
     logs: list[Log] = []
-    for tick in range(24 * config.days):
+    for tick in range(24 * config.days if ticks is None else ticks):
         day, hour = divmod(tick, 24)
         if hour == 0:
             spend_micros_M[:] = 0
             if day > 0:
                 observer.advance_days(1)
-        now = slice(edges[tick], edges[tick + 1])
-        if now.start == now.stop:
+        now = np.arange(edges[tick], edges[tick + 1])
+        if not len(now):
             continue
-        running_N = (ads.start_day_N <= day) & (day < ads.end_day_N)
-        policy.refresh(running_N & (spend_micros_M < ads.budget_micros_M)[ads.campaign_N])
+        policy.refresh(market.running(day) & (spend_micros_M < ads.budget_micros_M)[ads.campaign_N])
         segment_Q, device_Q = users.segment_U[requests.user_Q[now]], requests.device_Q[now]
         ad_QS = policy.draw(segment_Q, device_Q, rng)
         propensity_QS = policy.propensity(segment_Q[:, None], device_Q[:, None], ad_QS)
-        rows = market.rows(now, hour, ad_QS)
-        taste_B = users.taste_UD[rows.user_B, config.history_days + day]
-        true = true_forecast(market.laws, rows, taste_B, ads.quality_N[rows.ad_B])
+        request_B = np.repeat(now, config.slate_size)
+        position_B = np.tile(np.arange(config.slate_size), len(now))
+        rows = market.rows(request_B, ad_QS.ravel(), position_B)
+        true = market.true(rows, request_B)
         log = _outcomes(config, rows, propensity_QS.ravel(), true, observer, rng)
         clicked_B = log.ad_B[log.click_B == 1]
         np.add.at(spend_micros_M, ads.campaign_N[clicked_B], ads.bid_micros_N[clicked_B])

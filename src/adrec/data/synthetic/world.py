@@ -32,10 +32,23 @@ class World:
     """
 
     config: WorldConfig
+    seed: int
     impressions: pl.DataFrame
     users: pl.DataFrame
     ads: pl.DataFrame
     truth: pl.DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """A world just before the first request: what `simulate` takes, and the histories."""
+
+    market: Market
+    policy: LoggingPolicy
+    observer: IdealObserver
+    """Has read every history."""
+    history: History
+    rng: np.random.Generator
 
 
 def generate(config: WorldConfig, seed: int) -> World:
@@ -48,6 +61,21 @@ def generate(config: WorldConfig, seed: int) -> World:
     Raises:
         ConfigError: The budgets or the catalogue are so small that a slate cannot be filled.
     """
+    begun = begin(config, seed)
+    market, rng = begun.market, begun.rng
+    log = simulate(market, begun.policy, begun.observer, rng)
+    return World(
+        config=config,
+        seed=seed,
+        impressions=log.impressions(config, market.requests),
+        users=market.users.table(config).hstack(begun.history.table()),
+        ads=market.ads.table(config, rng),
+        truth=log.truth(config),
+    )
+
+
+def begin(config: WorldConfig, seed: int) -> Beginning:
+    """Draw everything that is fixed before the first request, hidden things included."""
     rng = np.random.default_rng(seed)
     laws, category_T, strong_KT = draw_laws(config, rng)
     effects = Effects.draw(config, rng)
@@ -69,11 +97,4 @@ def generate(config: WorldConfig, seed: int) -> World:
     market = Market(
         config=config, laws=laws, effects=effects, ads=ads, users=users, requests=requests
     )
-    log = simulate(market, policy, observer, rng)
-    return World(
-        config=config,
-        impressions=log.impressions(config, requests),
-        users=users.table(config).hstack(history.table()),
-        ads=ads.table(config, rng),
-        truth=log.truth(config),
-    )
+    return Beginning(market=market, policy=policy, observer=observer, history=history, rng=rng)
