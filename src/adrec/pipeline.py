@@ -65,6 +65,13 @@ def run(
     """
     progress = progress or Progress()
     dataset = prepare_log(config, out, progress=progress, resume=resume)
+    return run_on(config, dataset, out, progress=progress, resume=resume)
+
+
+def run_on(
+    config: RunConfig, dataset: Dataset, out: Path, *, progress: Progress, resume: bool = True
+) -> Path:
+    """As `run`, of a log that is prepared already, here or elsewhere, or of a view of it."""
     trained = train_stages(config, dataset, out / "training", progress=progress, resume=resume)
     calibration = calibrate(config, dataset, trained)
     if config.training.refit:
@@ -197,7 +204,12 @@ def publish_run(
 
 
 def evaluate_run(
-    config: RunConfig, folder: Path, *, progress: Progress, report: Path | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    progress: Progress,
+    report: Path | None = None,
+    dataset: Dataset | None = None,
 ) -> tuple[Recommender, Dataset, dict[str, Any]]:
     """Judge a version on its run's test period; write `evaluation.json` and the HTML report.
 
@@ -206,6 +218,7 @@ def evaluate_run(
         folder: of the run (its current version is judged) or of a version.
         progress: told what is going on.
         report: where the report goes; None: `report.html` of the run.
+        dataset: the log that `run_on` had; None: the run's own.
 
     Returns:
         The version, the prepared log, and what `evaluate` found.
@@ -214,7 +227,7 @@ def evaluate_run(
         DataError: the log is not prepared, or the truth beside it is of another.
     """
     run = run_of(folder)
-    dataset = Dataset(run / "dataset")
+    dataset = Dataset(run / "dataset") if dataset is None else dataset
     recommender = Recommender.load(folder)
     rivals, threads = config.evaluation.rivals, torch.get_num_threads()
     refit = config.training.refit
@@ -224,7 +237,7 @@ def evaluate_run(
         config.evaluation,
         ranking_rivals=ranking_rivals(refit=refit) if rivals else (),
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
-        references=_truth(config.data, dataset),
+        references=_truth(config, dataset),
         progress=progress,
     )
     (run / "evaluation.json").write_text(json.dumps(result, indent=1))
@@ -252,16 +265,17 @@ def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibrat
     )
 
 
-def _truth(config: DataConfig, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
+def _truth(config: RunConfig, dataset: Dataset) -> dict[str, NDArray[np.float64]]:
     """What is known of each impression of a synthetic world; nothing of another log.
 
     Raises:
         DataError: the truth is of a log of another length.
     """
-    path, layout = config.path, config.layout
+    path, layout = config.data.path, config.data.layout
     if path is None or not path.exists() or (layout or detect_layout(path)) != "synthetic":
         return {}
-    truth = {name: scores_NK[: config.rows] for name, scores_NK in read_truth(path).items()}
+    rows = config.data.rows if config.split.test_to is None else len(dataset.ad_N)
+    truth = {name: scores_NK[:rows] for name, scores_NK in read_truth(path).items()}
     for scores_NK in truth.values():
         if len(scores_NK) != len(dataset.ad_N):
             raise DataError(
