@@ -213,7 +213,7 @@ def _known(file: Path, key: str) -> dict[str, Any] | None:
         found = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    result: dict[str, Any] | None = found["result"] if found.get("key") == key else None
+    result: dict[str, Any] | None = found.get("result") if found.get("key") == key else None
     return result
 
 
