@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from adrec import __version__, cli, options, pipeline
+from adrec import __version__, cli, crossvalidation, options, pipeline
 from adrec.bundle import find_version
 from adrec.config import RunConfig, load_config
 from adrec.data import layouts, synthetic
@@ -23,11 +23,12 @@ from adrec.data.layouts import detect_layout, synthetic_schema
 from adrec.data.synthetic import PRESETS
 from adrec.errors import CheckpointError
 from adrec.features.dataset import Dataset
+from adrec.progress import Progress
 from adrec.recommender import Recommender
 
 COMMANDS = (
-    "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "recommend", "bench",
-    "doctor",
+    "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "crossvalidate",
+    "recommend", "bench", "doctor",
 )  # fmt: skip
 
 
@@ -430,6 +431,57 @@ class TestEvaluate:
         found = adrec("evaluate", run, "--no-rivals")
         assert found.code == 3
         assert "adrec prepare" in found.err
+
+
+class TestCrossvalidate:
+    def test_folds_of_time(self, adrec: Adrec, small_flags: list[str], tmp_path: Path) -> None:
+        file = tmp_path / "new" / "folds.json"
+        few = ("--rows", 4000, "--set", "evaluation.pipeline_queries=0")
+        command = ("crossvalidate", *small_flags, *few, "--out", tmp_path, "--folds", 2)
+        found = adrec(*command, "--json", file)
+        assert found.code == 0, found.err
+        assert "fold 1 of 2: chosen by 2026-01-" in found.err
+        rows = json.loads(file.read_text())
+        auc = next(row for row in rows if row["part"] == "click" and row["metric"] == "AUC")
+        assert auc["model"] == "adrec"
+        assert auc["mean"] == pytest.approx(sum(auc["folds"]) / 2)
+        assert auc["low"] < auc["mean"] < auc["high"]
+        values = [auc["mean"], auc["std"], auc["high"] - auc["mean"], *auc["folds"]]
+        line = next(line for line in found.out.splitlines() if line.split()[:1] == ["AUC"])
+        assert line.split()[1:] == [f"{value:.4f}" for value in values]
+        again = adrec(*command)
+        assert again.out == found.out
+        assert "fold 2 of 2: judged already" in again.err
+        assert "epoch" not in again.err
+
+    def test_flags_reach_the_folds(
+        self, adrec: Adrec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[dict[str, Any]] = []
+
+        def stop(config: RunConfig, folder: Path, **flags: Any) -> None:
+            seen.append({"rows": config.data.rows, "folder": folder} | flags)
+            raise CheckpointError("stopped by the test")
+
+        monkeypatch.setattr(crossvalidation, "crossvalidate", stop)
+        command = ("crossvalidate", "--out", tmp_path, "--rows", 9)
+        assert adrec(*command).code == 4
+        adrec(*command, "--method", "kfold", "--folds", 7, "--rivals", "--no-resume")
+        for flags in seen:
+            assert isinstance(flags.pop("progress"), Progress)
+        same = {"rows": 9, "folder": tmp_path}
+        assert seen == [
+            same | {"method": "rolling", "folds": None, "rivals": False, "resume": True},
+            same | {"method": "kfold", "folds": 7, "rivals": True, "resume": False},
+        ]
+
+    def test_too_many_and_too_few(self, adrec: Adrec, tiny_world: Path, tmp_path: Path) -> None:
+        command = ("crossvalidate", "--data", tiny_world, "--out", tmp_path / "out", "--folds")
+        for folds, message in ((1, "take 2 or more"), (9, "the log is long enough for 8")):
+            found = adrec(*command, folds)
+            assert found.code == 2
+            assert message in found.err
+        assert adrec(*command, 2, "--method", "random").code == 2
 
 
 class TestRecommend:

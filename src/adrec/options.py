@@ -11,9 +11,10 @@ from adrec.errors import ConfigError
 if TYPE_CHECKING:
     from adrec.config import RunConfig
 
-# As in adrec.data, which takes a while to import; a test holds them equal.
+# As in adrec.data and adrec.crossvalidation, which take a while to import; a test holds them equal.
 Layout = Literal["generic", "criteo", "kuairand", "movielens", "open_bandit", "synthetic"]
 Preset = Literal["tiny", "demo", "standard", "clear", "published"]
+FoldMethod = Literal["rolling", "kfold"]
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with any of the settings.")

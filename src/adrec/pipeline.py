@@ -64,6 +64,13 @@ def run(
     """
     progress = progress or Progress()
     dataset = prepare_log(config, out, progress=progress, resume=resume)
+    return run_on(config, dataset, out, progress=progress, resume=resume)
+
+
+def run_on(
+    config: RunConfig, dataset: Dataset, out: Path, *, progress: Progress, resume: bool = True
+) -> Path:
+    """As `run`, of a log that is prepared already, here or elsewhere, or of a view of it."""
     trained = train_stages(config, dataset, out / "training", progress=progress, resume=resume)
     calibration = calibrate(config, dataset, trained)
     if config.training.refit:
@@ -196,7 +203,12 @@ def publish_run(
 
 
 def evaluate_run(
-    config: RunConfig, folder: Path, *, progress: Progress, report: Path | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    progress: Progress,
+    report: Path | None = None,
+    dataset: Dataset | None = None,
 ) -> tuple[Recommender, Dataset, dict[str, Any]]:
     """Judge a version on its run's test period; write `evaluation.json` and the HTML report.
 
@@ -205,6 +217,7 @@ def evaluate_run(
         folder: of the run (its current version is judged) or of a version.
         progress: told what is going on.
         report: where the report goes; None: `report.html` of the run.
+        dataset: the log that `run_on` had; None: the run's own.
 
     Returns:
         The version, the prepared log, and what `evaluate` found.
@@ -213,17 +226,18 @@ def evaluate_run(
         DataError: the log is not prepared, or the truth beside it is of another.
     """
     run = run_of(folder)
-    dataset = Dataset(run / "dataset")
+    dataset = Dataset(run / "dataset") if dataset is None else dataset
     recommender = Recommender.load(folder)
     rivals, threads = config.evaluation.rivals, torch.get_num_threads()
     refit, world = config.training.refit, _world_folder(config.data)
+    rows = config.data.rows if config.split.test_to is None else len(dataset.ad_N)
     result = evaluate(
         recommender,
         dataset,
         config.evaluation,
         ranking_rivals=ranking_rivals(refit=refit) if rivals else (),
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
-        references={} if world is None else known_scores(world, dataset, config.data.rows),
+        references={} if world is None else known_scores(world, dataset, rows),
         world=None if world is None else known_world(world, dataset, progress),
         progress=progress,
     )

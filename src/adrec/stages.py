@@ -24,6 +24,9 @@ from adrec.training.loop import OnEpoch, Position, train
 from adrec.training.objectives import Objective, RankerObjective, TwoTowerObjective
 from adrec.training.optimiser import choose_device
 
+INCIDENTAL = {"workers", "device", "checkpoint_every_s"}
+"""Settings of a training that change how it goes, but not where it ends."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -157,9 +160,9 @@ def _train_stage(
 
 def _prepared(dataset: Dataset) -> str:
     """Which prepared log this is, and which part of it is trained on."""
-    return f"{(dataset.directory / 'run.json').read_text()} {dataset.split}"
+    return f"{(dataset.directory / 'run.json').read_text()} {dataset.split}{dataset.fold}"
 
 
 def _what_matters(settings: TrainConfig) -> str:
     """Settings without those that change how a run goes but not where it ends."""
-    return settings.model_dump_json(exclude={"workers", "device", "checkpoint_every_s"})
+    return settings.model_dump_json(exclude=INCIDENTAL)

@@ -11,7 +11,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from adrec.data.layouts import open_layout
-from adrec.data.splits import Split, SplitConfig, split_times
+from adrec.data.splits import Split, SplitConfig, rolling_splits, split_times
 from adrec.data.tables import Tables, tables_from
 from adrec.errors import ConfigError
 from adrec.schema import TIMESTAMP_MS, parse_config, parse_schema
@@ -26,6 +26,10 @@ def log_at(times_ms: list[int]) -> Tables:
     """A log with an impression at each of some times, in that order."""
     rows = {"ad_id": ["a"] * len(times_ms), "timestamp_ms": times_ms, "click": [0] * len(times_ms)}
     return tables_from(SCHEMA, {"impressions": ("log", pl.LazyFrame(rows))})
+
+
+def at_ms(time_ms: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=time_ms)
 
 
 DAYS = log_at([MAY_MS + day * DAY_MS for day in range(10)])
@@ -75,6 +79,66 @@ class TestByShare:
         times = tables.impressions.frame().select(TIMESTAMP_MS).collect().to_series()
         assert (times < split.valid_from_ms).mean() == pytest.approx(0.5, abs=0.002)
         assert (times >= split.test_from_ms).mean() == pytest.approx(0.3, abs=0.002)
+
+
+class TestRolling:
+    """20 impressions, one every 10 ms from 10 to 200, or one a day."""
+
+    TENS = log_at([10 * i for i in range(1, 21)])
+
+    @staticmethod
+    def ends(splits: list[SplitConfig], tables: Tables) -> list[tuple[int, int, int]]:
+        found = [split_times(tables, split) for split in splits]
+        return [(split.valid_from_ms, split.test_from_ms, split.end_ms) for split in found]
+
+    def test_by_share_each_goes_back_by_as_many_impressions(self) -> None:
+        """Of 20, the 17th and 18th validate, 19th and 20th test; then two to the left each."""
+        splits = rolling_splits(self.TENS, SplitConfig(), 3)
+        assert self.ends(splits, self.TENS) == [(130, 150, 170), (150, 170, 190), (170, 190, 201)]
+
+    def test_periods_of_other_lengths_overlap_as_they_must(self) -> None:
+        shares = SplitConfig(valid_share=0.2, test_share=0.1)
+        splits = rolling_splits(self.TENS, shares, 2)
+        assert self.ends(splits, self.TENS) == [(130, 170, 190), (150, 190, 201)]
+
+    def test_by_time_each_goes_back_by_the_time(self) -> None:
+        given_times = SplitConfig(
+            valid_from=MAY + timedelta(5), test_from=MAY + timedelta(6), test_to=MAY + timedelta(8)
+        )
+        splits = rolling_splits(DAYS, given_times, 2)
+        days = [tuple((ms - MAY_MS) // DAY_MS for ms in ends) for ends in self.ends(splits, DAYS)]
+        assert days == [(3, 4, 6), (5, 6, 8)]
+
+    def test_an_end_after_the_log_counts_as_it_is_given(self) -> None:
+        """Whole days stay whole though the last impression comes before the last one is over."""
+        given_times = SplitConfig(
+            valid_from=MAY + timedelta(8), test_from=MAY + timedelta(9), test_to=MAY + timedelta(10)
+        )
+        first = rolling_splits(DAYS, given_times, 2)[0]
+        assert (first.valid_from, first.test_from) == (MAY + timedelta(7), MAY + timedelta(8))
+        assert first.test_to == MAY + timedelta(9)
+
+    @pytest.mark.parametrize("shares", [(0.1, 0.1), (0.15, 0.25), (0.3, 0.05)])
+    def test_the_newest_is_what_one_run_would_have(self, shares: tuple[float, float]) -> None:
+        whole = SplitConfig(valid_share=shares[0], test_share=shares[1])
+        newest = rolling_splits(self.TENS, whole, 2)[-1]
+        assert split_times(self.TENS, newest) == split_times(self.TENS, whole)
+
+    @pytest.mark.parametrize(
+        ("split", "possible"),
+        [
+            (SplitConfig(), 8),  # 16 impressions train the newest, 2 fewer each: 2 the eighth
+            (SplitConfig(valid_share=0.3, test_share=0.5), 1),
+            # Tests last 31 ms, so validation begins at 150, 119, 88, 57 and 26 ms.
+            (SplitConfig(valid_from=at_ms(150), test_from=at_ms(170)), 5),
+        ],
+    )
+    def test_a_log_that_is_too_short_says_how_many_are_possible(
+        self, split: SplitConfig, possible: int
+    ) -> None:
+        assert len(rolling_splits(self.TENS, split, possible)) == possible
+        with pytest.raises(ConfigError, match=f"9 folds: the log is long enough for {possible},"):
+            rolling_splits(self.TENS, split, 9)
 
 
 class TestByTime:

@@ -92,6 +92,16 @@ def test_without_an_ads_table_an_ad_is_its_first_impression() -> None:
     assert tables.ad_frame().rows() == [("a", "early a"), ("b", "early b")]
 
 
+def test_a_catalogue_as_of_a_time_lacks_ads_that_came_later() -> None:
+    tables = plain(
+        ad_id=["a", "b", "c"], timestamp_ms=[1, 2, 3], click=[0] * 3, brand=["x"] * 3, price=[1] * 3
+    )
+    assert tables.ad_frame(before_ms=3)["ad_id"].to_list() == ["a", "b"]
+    # A request is as old as its first row: v begins before 3 and goes on after it.
+    slates = log_of([("v", 2), ("w", 3), ("v", 4)])
+    assert slates.ad_frame(before_ms=3)["ad_id"].to_list() == ["0", "2"]
+
+
 # --- order ----------------------------------------------------------------------------------------
 
 

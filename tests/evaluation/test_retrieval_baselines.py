@@ -152,6 +152,23 @@ def test_queries_equal_a_loop_over_the_tables(tiny_world: Path, tiny_dataset: Da
     assert tiny_dataset.time_ms_R[asked.requests_Q].tolist() == times
 
 
+def test_users_who_are_held_out_keep_their_past_and_teach_nobody(toy_dataset: Dataset) -> None:
+    """v and w are: of their requests only those of the test are judged, u's and x's are not."""
+    directory = toy_dataset.state("end").users
+    held_R = np.isin(toy_dataset.user_R, [directory.row("v"), directory.row("w")])
+    view = toy_dataset.holding_out(held_R, "v and w")
+    asked = queries(view)
+    assert asked.requests_Q.tolist() == [TEST_FROM + 1]
+    assert lists(view, asked.seen) == ["ab"]
+    assert lists(view, asked.targets) == ["ce"]
+    users, ads = user_item_pairs(view)
+    assert {directory.id(int(user)) for user in users} == {"u"}
+    assert "".join(sorted(names(view, ads))) == "abcd"
+    rival = PopularAds()
+    rival.fit(view)
+    assert ranked(view, rival, 5, "") == ["abdc-"]  # u's, each once: in order of the catalogue
+
+
 def test_lists_can_be_taken_in_any_order() -> None:
     whole = AdLists(np.array([0, 2, 2, 5]), np.array([1, 2, 3, 4, 5]))
     part = whole.take(np.array([2, 0, 1]))

@@ -55,6 +55,14 @@ def test_an_excerpt_tells_what_the_log_tells(tiny_dataset: Dataset, part: Excerp
             assert torch.equal(found[name], tensor), name
 
 
+def test_an_excerpt_of_a_fold_is_of_the_fold(tiny_dataset: Dataset) -> None:
+    """Its mask goes by its own requests: all of them are judged."""
+    view = tiny_dataset.holding_out(tiny_dataset.user_R % 3 == 0, "a third")
+    part = Excerpt(view, view.requests("test")[::2])
+    assert part.requests("test").tolist() == list(range(len(part)))
+    assert part.apart().requests("test").tolist() == list(range(len(part)))
+
+
 def test_rows_are_those_of_the_requests(tiny_dataset: Dataset, part: Excerpt) -> None:
     requests = tiny_dataset.requests("test")[::3]
     rows = tiny_dataset.rows_of(requests)

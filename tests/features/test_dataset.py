@@ -256,6 +256,32 @@ class TestThroughValidation:
         np.testing.assert_array_equal(joined.periods(valid), tiny_dataset.periods(valid))
 
 
+class TestHoldingOut:
+    def test_one_side_is_trained_on_and_the_other_judged(self, tiny_dataset: Dataset) -> None:
+        held_R = tiny_dataset.user_R % 3 == 0
+        view = tiny_dataset.holding_out(held_R, "a third")
+        for split, held in (("train", False), ("valid", False), ("test", True)):
+            all_of_it = tiny_dataset.requests(split)
+            expected = all_of_it[held_R[all_of_it] == held]
+            assert 0 < len(expected) < len(all_of_it)
+            np.testing.assert_array_equal(view.requests(split), expected)
+        assert set(view.held_users.tolist()) == set(tiny_dataset.user_R[held_R].tolist())
+        assert (view.fold, tiny_dataset.fold) == ("a third", "")
+        assert len(tiny_dataset.held_users) == 0
+
+    def test_everyone_is_back(self, tiny_dataset: Dataset) -> None:
+        view = tiny_dataset.holding_out(tiny_dataset.user_R % 3 == 0, "a third").everyone()
+        assert len(view.held_users) == 0
+        assert view.fold == ""
+        for split in ("train", "valid", "test"):
+            np.testing.assert_array_equal(view.requests(split), tiny_dataset.requests(split))
+
+    def test_it_stays_through_validation(self, tiny_dataset: Dataset) -> None:
+        view = tiny_dataset.holding_out(tiny_dataset.user_R % 3 == 0, "a third")
+        both = [*view.requests("train"), *view.requests("valid")]
+        assert view.through_validation().requests("train").tolist() == both
+
+
 class TestHistories:
     def test_all_that_was_shown_by_a_loop(self, tiny_world: Path, tiny_dataset: Dataset) -> None:
         frame = pl.concat(open_layout("synthetic", tiny_world).chunks(1_000_000))

@@ -224,6 +224,24 @@ class TestWithoutAValidationPeriod:
         offsets, ads, requests = clicked_ads(tiny_dataset, np.zeros(0, np.int64), 10)
         assert (offsets.tolist(), ads.tolist(), requests.tolist()) == ([0], [], [])
 
+    def test_clicked_ads_of_some_requests_equal_a_loop(self, tiny_dataset: Dataset) -> None:
+        """Also where others lie in between, as where a fold is held out."""
+        some = tiny_dataset.requests("train")[5::3]
+        expected = {}
+        for request in some.tolist():
+            rows = tiny_dataset.rows_of(np.array([request]))
+            clicked = tiny_dataset.ad_N[rows[tiny_dataset.labels_NK[rows, 0] > 0]]
+            if len(clicked):
+                expected[request] = clicked.tolist()
+        offsets, ads, requests = clicked_ads(tiny_dataset, some, 10_000)
+        assert requests.tolist() == list(expected)
+        assert [part.tolist() for part in np.split(ads, offsets[1:-1])] == list(expected.values())
+        few = clicked_ads(tiny_dataset, some, 7)
+        assert [part.tolist() for part in np.split(few[1], few[0][1:-1])] == [
+            expected[request] for request in few[2].tolist()
+        ]
+        assert len(few[2]) == 7
+
     def test_the_two_tower_knows_the_clicks_of_its_last_period(
         self, tiny_dataset: Dataset, tmp_path: Path
     ) -> None:

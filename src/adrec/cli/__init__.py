@@ -24,6 +24,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     run.train: "adrec train --data data/world --out runs/mine --ranker-epochs 2",
     tune.tune: "adrec tune --data data/world --out runs/tune --stage ranker --trials 20",
     run.evaluate: "adrec evaluate runs/mine --slice device",
+    run.crossvalidate: "adrec crossvalidate --data data/world --out runs/folds --folds 3",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",
     use.bench: "adrec bench runs/mine --requests 500",
     use.doctor: "adrec doctor",

@@ -19,6 +19,7 @@ from adrec.options import (
     ConfigFile,
     Data,
     EvaluationSettings,
+    FoldMethod,
     JsonFile,
     LayoutName,
     Out,
@@ -163,4 +164,50 @@ def evaluate(
         for table in result_tables(result):
             out.print(table)
     write_json(json_file, result)
+    footer(begun)
+
+
+def crossvalidate(
+    folder: Out,
+    config_file: ConfigFile = None,
+    data: Data = None,
+    layout: LayoutName = None,
+    schema: SchemaFile = None,
+    rows: Rows = None,
+    method: Annotated[
+        FoldMethod, typer.Option(help="Earlier and earlier ends of the log, or folds of users.")
+    ] = "rolling",
+    folds: Annotated[
+        int | None, typer.Option(help="How many; 3 rolling ones or 5 of users if left out.")
+    ] = None,
+    rivals: Annotated[
+        bool, typer.Option("--rivals/--no-rivals", help="Train the rivals in each fold, too.")
+    ] = False,
+    settings: Settings = None,
+    resume: Resume = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Train and judge on several folds of a log: each metric's mean, and how far it varies.
+
+    Stopped at any time, the same command goes on where it was; folds that are done are kept.
+    """
+    from dataclasses import asdict
+
+    from adrec import crossvalidation
+    from adrec.evaluation.folds import fold_tables
+
+    begun = time.monotonic()
+    config = read_config(config_file, data_flags(data, layout, schema, rows), settings)
+    found = crossvalidation.crossvalidate(
+        config,
+        folder,
+        method=method,
+        folds=folds,
+        rivals=rivals,
+        progress=Progress(notes),
+        resume=resume,
+    )
+    for table in fold_tables(found):
+        out.print(table)
+    write_json(json_file, [asdict(row) for row in found])
     footer(begun)

@@ -6,6 +6,7 @@ from typing import Self
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from adrec.data.files import reading
@@ -56,14 +57,70 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
     Raises:
         ConfigError: a period has no impression.
     """
+    return _split(_times(tables), config)
+
+
+def rolling_splits(tables: Tables, config: SplitConfig, folds: int) -> list[SplitConfig]:
+    """Splits of a rolling origin (Tashman 2000), oldest first; the last is that of `config`.
+
+    From fold to fold back, all three times move by the length of the test period: by its number of
+    impressions where the config has shares, else by its time. Test periods so follow each other,
+    and each fold trains on all that lies before its own validation period.
+
+    Args:
+        tables: the log.
+        config: of the newest fold.
+        folds: how many.
+
+    Raises:
+        ConfigError: the log is too short for so many; it says how many are possible.
+    """
+    times = _times(tables)
+    newest = _split(times, config)
+    times = times[times < newest.end_ms]
+    end_ms = newest.end_ms if config.test_to is None else _to_ms(config.test_to)
+    ends_ms = newest.valid_from_ms, newest.test_from_ms, end_ms
+    found: list[SplitConfig] = []
+    for back in range(folds):
+        moved_ms = _moved(ends_ms, times, back, by_share=config.valid_from is None)
+        if (np.diff(np.searchsorted(times, moved_ms), prepend=0) == 0).any():
+            raise ConfigError(
+                f"{folds} folds: the log is long enough for {back}, as each goes back by one test "
+                "period and needs impressions to train on before its validation period; take "
+                "fewer folds or shorter periods"
+            )
+        valid_from, test_from, test_to = (_time(end_ms) for end_ms in moved_ms)
+        update = {"valid_from": valid_from, "test_from": test_from, "test_to": test_to}
+        found.append(config.model_copy(update=update))
+    return found[::-1]
+
+
+def _moved(
+    ends_ms: tuple[int, int, int], times: NDArray[np.int64], back: int, *, by_share: bool
+) -> list[int]:
+    """The three times of a split, moved back by some of its test periods."""
+    if not by_share:
+        return [end_ms - back * (ends_ms[2] - ends_ms[1]) for end_ms in ends_ms]
+    places = np.searchsorted(times, ends_ms)
+    places -= back * (places[2] - places[1])
+    known_ms = np.append(times, ends_ms[2])
+    return [int(known_ms[max(place, 0)]) for place in places.tolist()]
+
+
+def _times(tables: Tables) -> NDArray[np.int64]:
+    """When the impressions were, ascending."""
     with reading(tables.impressions.file):
-        times = (
+        times: NDArray[np.int64] = (
             tables.impressions.frame()
             .select(pl.col(TIMESTAMP_MS).sort())
             .collect(engine="streaming")
             .to_series()
             .to_numpy()
         )
+    return times
+
+
+def _split(times: NDArray[np.int64], config: SplitConfig) -> Split:
     first, last = _date(times[0]), _date(times[-1])
     start_ms, end_ms = int(times[0]), int(times[-1]) + 1
     if config.test_to is not None:
@@ -93,6 +150,10 @@ def _to_ms(time: datetime) -> int:
     if time.tzinfo is None:
         time = time.replace(tzinfo=UTC)
     return (time - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def _time(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=time_ms)
 
 
 def _date(time_ms: int) -> str:

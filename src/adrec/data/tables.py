@@ -61,13 +61,23 @@ class Tables:
         few = replace(self.impressions, raw=self.impressions.raw.head(rows))
         return replace(self, impressions=few)
 
-    def ad_frame(self) -> pl.DataFrame:
-        """The catalogue: ads in file order or, without a table of ads, by first impression."""
+    def ad_frame(self, *, before_ms: int | None = None) -> pl.DataFrame:
+        """The catalogue: ads in file order or, without a table of ads, by first impression.
+
+        Without a table, `before_ms` leaves out ads that only later requests showed.
+        """
         if self.ads is not None:
             with reading(self.ads.file):
                 return self.ads.frame().collect(engine="streaming")
         names = [AD_ID, *(field.name for field in self.schema.ad_fields)]
-        frame = self.ordered().select(names)
+        frame = self.ordered()
+        if before_ms is not None:
+            time = pl.col(TIMESTAMP_MS)
+            frame = frame.filter(
+                (time if self.schema.request_id is None else time.min().over(REQUEST_ID))
+                < before_ms
+            )
+        frame = frame.select(names)
         with reading(self.impressions.file):
             return frame.unique(subset=AD_ID, keep="first", maintain_order=True).collect()
 

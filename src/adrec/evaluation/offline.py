@@ -146,7 +146,7 @@ def _about(dataset: Dataset, shown: Impressions) -> dict[str, Any]:
         "requests": len(test),
         "from_ms": int(dataset.time_ms_R[test[0]]),
         "to_ms": int(dataset.time_ms_R[test[-1]]),
-        "train_impressions": dataset.features.train_rows,
+        "train_impressions": len(dataset.rows_of(dataset.requests("train"))),
         "catalogue": len(dataset.catalogue) - 1,
     }
 

@@ -108,7 +108,7 @@ def queries(dataset: Dataset, most: int = 10_000) -> Queries:
 def user_item_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
     """Who met what before the test period, by histories and positives: users [P] and ads [P].
 
-    Pairs are distinct; requests without a user are left out.
+    Pairs are distinct; requests without a user are left out, and so are users who are held out.
     """
     pairs = _past(dataset)
     for history in dataset.state("test").met:
@@ -116,7 +116,7 @@ def user_item_pairs(dataset: Dataset) -> tuple[Ints, Ints]:
         pairs.append((user_P, history.ads_UL[user_P, place_P].astype(np.int64)))
     user, ad = _join(pairs)
     size = len(dataset.catalogue)
-    distinct = np.unique((user * size + ad)[user > 0])
+    distinct = np.unique((user * size + ad)[(user > 0) & ~np.isin(user, dataset.held_users)])
     return distinct // size, distinct % size
 
 
@@ -153,6 +153,7 @@ def _histories(dataset: Dataset, requests_B: Ints) -> tuple[Ints, Ints]:
 
 def _past(dataset: Dataset) -> list[tuple[Ints, Ints]]:
     """Pairs known from each user's first request in the log, and from positives before the test."""
+    dataset = dataset.everyone()  # who is held out has a past, too
     first = np.unique(dataset.user_R, return_index=True)[1]  # requests are in time order
     first = first[first < dataset.requests("test")[0]]
     return [_histories(dataset, first), positives(dataset, before_test(dataset))]

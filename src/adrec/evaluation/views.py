@@ -30,6 +30,7 @@ class Excerpt(Dataset):
         start_N = np.repeat(log.offset_R[requests_R], slate_R)
         self.offset_R = np.concatenate([[0], np.cumsum(slate_R)])
         rows_N = start_N + np.arange(len(start_N)) - np.repeat(self.offset_R[:-1], slate_R)
+        self._held_R = None if log._held_R is None else log._held_R[requests_R]
         self.log = log
         self.as_of_R = requests_R
         """The log's request at whose time the user's session is looked at, for each."""

@@ -63,7 +63,8 @@ def prepare(
     times = split_times(tables, split)
     progress.say(f"fitting features of {tables.impressions.file}")
     features = Features.fit(tables, config, train_until_ms=times.valid_from_ms)
-    catalogue = Catalogue.of(features, tables.ad_frame())
+    ads = tables.ad_frame(before_ms=None if split.test_to is None else times.end_ms)
+    catalogue = Catalogue.of(features, ads)
     state = State.begin(features, catalogue, tables.user_frame(), before_ms=times.start_ms)
     starts_ms = _period_starts(times, config.refresh_hours)
     with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
@@ -193,6 +194,9 @@ class Dataset:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.fold = ""
+        """Name of the fold that is held out, if one is: a view of another is another log."""
+        self._held_R: NDArray[np.bool_] | None = None
         self._static: Encoded | None = None
         with _whole(directory):
             content = json.loads((directory / "dataset.json").read_text())
@@ -244,8 +248,35 @@ class Dataset:
         joined.split = replace(self.split, valid_from_ms=self.split.test_from_ms)
         return joined
 
+    def holding_out(self, held_R: NDArray[np.bool_], fold: str) -> "Dataset":
+        """The same log with a fold of its requests held out: not trained on, and alone judged.
+
+        Training and validation requests are those of the others, test requests those of the fold.
+        Arrays, features and states are the whole log's.
+
+        Args:
+            held_R: which requests the fold has, [R]; all of a user's or none.
+            fold: its name, which tells this view from others.
+        """
+        view = copy(self)
+        view.fold, view._held_R = fold, held_R
+        return view
+
+    def everyone(self) -> "Dataset":
+        """The same log with nobody held out."""
+        view = copy(self)
+        view.fold, view._held_R = "", None
+        return view
+
+    @property
+    def held_users(self) -> NDArray[np.int64]:
+        """Users who are held out, ascending; none where no fold is."""
+        held_R = np.zeros(len(self), bool) if self._held_R is None else self._held_R
+        users: NDArray[np.int64] = np.unique(self.user_R[held_R])
+        return users
+
     def requests(self, split: SplitName) -> NDArray[np.int64]:
-        """Requests of a period, in time order."""
+        """Requests of a period, in time order; where a fold is held out, those of one side."""
         bounds = np.searchsorted(
             self.time_ms_R, [self.split.valid_from_ms, self.split.test_from_ms]
         ).tolist()
@@ -254,7 +285,11 @@ class Dataset:
             "valid": (bounds[0], bounds[1]),
             "test": (bounds[1], len(self)),
         }[split]
-        return np.arange(start, end)
+        requests: NDArray[np.int64] = np.arange(start, end)
+        if self._held_R is None:
+            return requests
+        mine: NDArray[np.int64] = requests[self._held_R[start:end] == (split == "test")]
+        return mine
 
     def periods(self, requests_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Period of each request, between two builds of the index: a place in `standing_PAS`."""

@@ -220,15 +220,13 @@ def clicked_ads(
     dataset: Dataset, requests: NDArray[np.int64], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Requests with a positive, thinned to `most`: offsets [Q+1], their ads, and which they are."""
-    owner = np.repeat(requests, dataset.slate_R[requests])
-    rows = np.arange(len(owner))
-    if len(requests):
-        rows += dataset.offset_R[requests[0]]
-    hit = (dataset.labels_NK[rows, 0] > 0) & (dataset.ad_N[rows] != 0)
-    chosen = thin(np.unique(owner[hit]), most)
-    hit &= np.isin(owner, chosen)
-    counts = np.unique(owner[hit], return_counts=True)[1]
-    return np.append(0, np.cumsum(counts)), dataset.ad_N[rows[hit]].astype(np.int64), chosen
+    rows = dataset.rows_of(requests)
+    rows = rows[dataset.labels_NK[rows, 0] > 0]
+    owner = np.searchsorted(dataset.offset_R, rows, side="right") - 1
+    chosen = thin(np.unique(owner), most)
+    kept = np.isin(owner, chosen)
+    counts = np.unique(owner[kept], return_counts=True)[1]
+    return np.append(0, np.cumsum(counts)), dataset.ad_N[rows[kept]].astype(np.int64), chosen
 
 
 def thin(requests: NDArray[np.int64], most: int) -> NDArray[np.int64]:
