@@ -74,7 +74,7 @@ def run_on(
     trained = train_stages(config, dataset, out / "training", progress=progress, resume=resume)
     calibration = calibrate(config, dataset, trained)
     if config.training.refit:
-        known, fixed = dataset.through_validation(), _fixed_epochs(config, trained)
+        known, fixed = dataset.through_validation(), fixed_epochs(config, trained)
         trained = train_stages(fixed, known, out / "refit", progress=progress, resume=resume)
     return publish_run(config, dataset, trained, calibration, out, progress=progress)
 
@@ -136,7 +136,7 @@ def log_key(config: RunConfig) -> str:
     return key_of(FORMAT, data, config.split, config.features, *files)
 
 
-def _fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
+def fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
     """The same settings with as many epochs as were best on the validation period."""
     stages = {"two_tower": chosen.two_tower_run, "ranker": chosen.ranker_run}
     epochs = {name: {"epochs": stage.best_epoch + 1} for name, stage in stages.items()}

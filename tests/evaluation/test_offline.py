@@ -252,7 +252,7 @@ class TestRetrieval:
 
     def test_depths_beyond_the_catalogue_are_left_out(self, result: Result) -> None:
         for recalls in result["retrieval"]["models"].values():
-            assert list(recalls) == ["recall@5", "recall@20", "recall@100"]
+            assert list(recalls) == ["recall@5", "recall@20", "recall@100", "NDCG@10"]
 
     def test_no_depth_is_left(self, recommender: Recommender, dataset: Dataset) -> None:
         config = EvaluationConfig(replicates=0, recall_at=(401,))
@@ -322,11 +322,13 @@ class TestRetrieval:
         for kind, name in ((True, "exact search"), (False, "ivf index")):
             recalls = metrics.recall_at_k(lists[kind], (targets.offsets, targets.ads), [2, 5])
             expected = {f"recall@{k}": recall for k, recall in recalls.items()}
+            ndcg = metrics.query_ndcg(lists[kind], (targets.offsets, targets.ads), 5)
+            expected["NDCG@5"] = float(ndcg.mean())
             assert estimates(models, f"adrec, {name}") == pytest.approx(expected, abs=1e-6)
 
     def test_recall_rises_with_depth(self, result: Result) -> None:
         for recalls in result["retrieval"]["models"].values():
-            values = [recall["estimate"] for recall in recalls.values()]
+            values = [of["estimate"] for name, of in recalls.items() if "recall" in name]
             assert values == sorted(values)
             assert 0 <= values[0] <= values[-1] <= 1
 

@@ -294,7 +294,8 @@ def _reliability_plot(task: str, bins: Mapping[str, Sequence[Any]] | None) -> Pl
 def _recall_plot(retrieval: Mapping[str, Any], styles: Mapping[str, Style]) -> Plot | None:
     """Recall against depth, of every way to retrieve and of the whole pipeline."""
     models: Models = {**retrieval["models"], **retrieval.get("pipeline", {})}
-    depths = [int(name.split("@")[1]) for name in tables.metrics_of(models)]
+    names = [name for name in tables.metrics_of(models) if name.startswith("recall@")]
+    depths = [int(name.split("@")[1]) for name in names]
     if not depths:
         return None
     figure = Figure(figsize=(6.4, 3.4), layout="constrained", facecolor="none")

@@ -52,6 +52,14 @@ class Queries:
     targets: AdLists
     """Ads not in `seen` that the user clicks in the test period; at least one a query."""
 
+    def take(self, chosen_Q: npt.NDArray[np.int64]) -> "Queries":
+        """Some of the queries, in the order given."""
+        return Queries(
+            requests_Q=self.requests_Q[chosen_Q],
+            seen=self.seen.take(chosen_Q),
+            targets=self.targets.take(chosen_Q),
+        )
+
 
 class RetrievalRival(Protocol):
     """Something that ranks the catalogue by what a user met before."""

@@ -133,7 +133,7 @@ def standing(models: Models, metric: str) -> Standing:
 
 def headline_recall(models: Models) -> str | None:
     """The depth to speak of: recall@500, else the deepest."""
-    names = metrics_of(models)
+    names = [name for name in metrics_of(models) if name.startswith("recall@")]
     return "recall@500" if "recall@500" in names else names[-1] if names else None
 
 

@@ -47,8 +47,10 @@ class TreesConfig(Strict):
     """Trees without a better validation loss after which growing stops; the best count is kept."""
     learning_rate: float = Field(default=0.05, gt=0.0)
     """Weight of each tree."""
-    leaves: int = Field(default=31, ge=2)
+    leaves: int = Field(default=15, ge=2)
     """Leaves of a tree."""
+    column_share: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Share of the columns that each tree may look at."""
     min_leaf: int = Field(default=100, ge=1)
     """Training impressions a leaf."""
     max_rows: int = Field(default=500_000, ge=1)
@@ -69,7 +71,7 @@ class TreesConfig(Strict):
             "learning_rate": self.learning_rate,
             "num_leaves": self.leaves,
             "min_data_in_leaf": self.min_leaf,
-            "feature_fraction": 0.5,
+            "feature_fraction": self.column_share,
             "bagging_fraction": 0.8,
             "bagging_freq": 1,
             "lambda_l2": 5.0,
