@@ -34,7 +34,9 @@ from adrec.progress import Progress
 
 def synth(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
-    preset: Annotated[Preset, typer.Option(help="Size of the world; clear is easy.")] = "demo",
+    preset: Annotated[
+        Preset, typer.Option(help="Which world: sizes, and how clear tastes are (docs/data.md).")
+    ] = "demo",
     layout: Annotated[
         Literal["generic", "criteo"],
         typer.Option(help="Parquet tables and a schema, or Criteo's train.txt."),

@@ -162,7 +162,7 @@ def numbers_of(query: Query, candidates: Candidates, impressions: Sequence[bool]
             of_request[:, None].expand(*shape, -1),
             candidates.ads.dense,
             known_together(histories, candidates),
-            candidates.position_BN[..., None].float(),
+            candidates.position_BN[..., None].clamp(min=1).float(),  # unknown: on top
         ],
         dim=-1,
     )
