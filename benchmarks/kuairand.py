@@ -65,6 +65,8 @@ _ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """What is left out or changed of the ranker; a single task's ranker is judged on that task."""
 
+_OF_ORDER = ("AUC", "GAUC", "PR-AUC", "Spearman", "normalised Gini")
+
 Scores = NDArray[np.float64]
 Metric = Callable[[Scores, Scores], float]
 Key = tuple[str, str, str]  # model, task, metric
@@ -149,6 +151,7 @@ def measure(
             config.evaluation,
             ranking_rivals=rivals,
             retrieval_rivals=of_retrieval,
+            refit=True,
             progress=progress,
         )
         title = f"adrec on KuaiRand, seed {seed}"
@@ -164,7 +167,7 @@ def measure(
             "task": task,
             "metric": metric,
             "mean": float(np.mean(values)),
-            "spread": float(np.std(values)),
+            "spread": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
         }
         for (model, task, metric), values in found.items()
     ]
@@ -277,7 +280,10 @@ def numbers(result: Mapping[str, Any]) -> dict[Key, float]:
         for task, models in tables.items()
         for model, entries in models.items()
         for metric, entry in entries.items()
-        if entry["estimate"] is not None and single.get(model, task) == task
+        if entry["estimate"] is not None
+        and single.get(model, task) == task
+        # Ablations are calibrated as the whole ranker: only their order is their own.
+        and (model not in _ABLATIONS or metric in _OF_ORDER)
     }
 
 

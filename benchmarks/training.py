@@ -27,7 +27,7 @@ from adrec import pipeline
 from adrec.config import RunConfig, load_config
 from adrec.data.layouts import synthetic_schema
 from adrec.data.synthetic import PRESETS, generate, write_world
-from adrec.features.batches import Batch
+from adrec.features.batches import Batch, to_device
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.metrics import auc
@@ -39,6 +39,7 @@ from adrec.progress import Progress
 from adrec.stages import train_stages
 from adrec.training.boosting import grow_trees
 from adrec.training.loop import train
+from adrec.training.objectives import thin
 
 _VALID_ROWS = 8192
 _SCALED_REQUESTS = 5000
@@ -76,18 +77,19 @@ def measure(config: RunConfig, work: Path, trees: int) -> list[Row]:
     dataset = pipeline.prepare_log(config, work, progress=progress)
     with tempfile.TemporaryDirectory() as folder:
         stages = train_stages(config, dataset, Path(folder), progress=progress)
-        plain = PlainObjective(PlainNetwork(config.ranker, dataset.features.layout), dataset)
         settings = config.training.ranker
-        network = train(plain, dataset, settings, Path(folder) / "plain", name="plain DNN")
+        network = PlainNetwork(config.ranker, dataset.features.layout)
+        plain = PlainObjective(network, dataset, settings.valid_requests)
+        plain_run = train(plain, dataset, settings, Path(folder) / "plain", name="plain DNN")
     begun = time.monotonic()
     grow_trees(TreesConfig(rounds=trees, patience=trees), dataset, progress=progress)
     grown = time.monotonic() - begun
-    count = len(dataset.rows_of(dataset.requests("train")))
+    count = min(len(dataset.rows_of(dataset.requests("train"))), TreesConfig().max_rows)
     found: list[Row] = []
     for case, rows, seconds, quality in (
         ("two-tower", stages.two_tower_run.rows, stages.two_tower_run.seconds, None),
         ("ranker", stages.ranker_run.rows, stages.ranker_run.seconds, stages.ranker_run.best),
-        ("plain DNN", network.rows, network.seconds, network.best),
+        ("plain DNN", plain_run.rows, plain_run.seconds, plain_run.best),
         (f"LightGBM, {trees} trees a task", count, grown, None),
     ):
         found += [
@@ -142,8 +144,8 @@ class PlainNetwork(nn.Module):
 class PlainObjective:
     """The ranker's losses and its first metric, for the plain network."""
 
-    def __init__(self, model: PlainNetwork, dataset: Dataset) -> None:
-        self.model, self._dataset = model, dataset
+    def __init__(self, model: PlainNetwork, dataset: Dataset, valid_requests: int) -> None:
+        self.model, self._dataset, self._valid_requests = model, dataset, valid_requests
         sample = dataset.requests("train")[:_SCALED_REQUESTS]
         numbers = [
             model.numbers(batch)[batch.candidates.mask_BN]
@@ -168,11 +170,14 @@ class PlainObjective:
 
     def validate(self) -> Mapping[str, float]:
         """The first task's AUC."""
-        requests = self._dataset.requests("valid")
+        requests = thin(self._dataset.requests("valid"), self._valid_requests)
+        device = next(self.model.parameters()).device
         with evaluating(self.model):
             scores = [
-                self.model(batch)[0][batch.candidates.mask_BN][:, 0].float().numpy()
-                for batch in self._dataset.in_order(requests, _VALID_ROWS)
+                self.model(batch)[0][batch.candidates.mask_BN][:, 0].float().cpu().numpy()
+                for batch in (
+                    to_device(one, device) for one in self._dataset.in_order(requests, _VALID_ROWS)
+                )
             ]
         labels = self._dataset.labels_NK[self._dataset.rows_of(requests), 0]
         return {"AUC": auc(np.concatenate(scores), labels)}

@@ -204,7 +204,9 @@ class Calibration(_Model):
     def apply(self, predictions: npt.ArrayLike, trees: npt.ArrayLike | None = None) -> Floats:
         """Calibrate predictions [..., K] as the ranker gives them, with those of the trees."""
         undone = self.undo(predictions)
-        if self.tree_weights is not None and trees is not None:
+        if self.tree_weights is not None:
+            if trees is None:
+                raise DataError("this calibration is of ranker and trees; give the trees' scores")
             undone = self.join(undone, np.asarray(trees, dtype=np.float64), self.tree_weights)
         return self.calibrate(undone)
 

@@ -32,7 +32,11 @@ def diagnose() -> list[Finding]:
         _memory(),
         _disk(Path.cwd()),
         _openmp(),
-        _extra("LightGBM", "lightgbm", "'adrec[rivals]' to see it in evaluation tables"),
+        _extra(
+            "LightGBM",
+            "lightgbm",
+            "'adrec[trees]' to see it in evaluation tables, or beside the ranker",
+        ),
         _extra("iALS", "implicit", "'adrec[rivals]' to see it in evaluation tables"),
         _extra("Optuna", "optuna", "'adrec[tune]' to search for better settings"),
     ]

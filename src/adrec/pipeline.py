@@ -29,7 +29,7 @@ from adrec.data.layouts import detect_layout, open_layout
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError
 from adrec.evaluation.baselines import ranking_rivals
-from adrec.evaluation.known_world import known_scores, known_world
+from adrec.evaluation.known_world import WORLD_TASKS, known_scores, known_world
 from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
@@ -39,7 +39,7 @@ from adrec.models.two_tower import embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.retrieval.index import AdIndex
-from adrec.schema import load_schema
+from adrec.schema import Schema, load_schema
 from adrec.stages import Trained, train_stages
 from adrec.training.boosting import score_with_trees
 from adrec.training.checkpoint import fingerprint, save_weights
@@ -229,7 +229,7 @@ def evaluate_run(
     dataset = Dataset(run / "dataset") if dataset is None else dataset
     recommender = Recommender.load(folder)
     rivals, threads = config.evaluation.rivals, torch.get_num_threads()
-    refit, world = config.training.refit, _world_folder(config.data)
+    refit, world = config.training.refit, _world_folder(config.data, dataset.features.schema)
     rows = config.data.rows if config.split.test_to is None else len(dataset.ad_N)
     result = evaluate(
         recommender,
@@ -239,6 +239,7 @@ def evaluate_run(
         retrieval_rivals=retrieval_rivals(dataset, threads=threads) if rivals else (),
         references={} if world is None else known_scores(world, dataset, rows),
         world=None if world is None else known_world(world, dataset, progress),
+        refit=refit,
         progress=progress,
     )
     (run / "evaluation.json").write_text(json.dumps(result, indent=1))
@@ -266,9 +267,11 @@ def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibrat
     )
 
 
-def _world_folder(config: DataConfig) -> Path | None:
-    """The folder of the synthetic world that the log is of, if it is one and still there."""
+def _world_folder(config: DataConfig, schema: Schema) -> Path | None:
+    """The folder of the synthetic world that the log is of, if it is one, still there, and read as
+    what it is: what is known of it is of its requests and three tasks."""
     path = config.path
-    if path is None or not path.exists():
+    same = schema.request_id is not None and [t.name for t in schema.tasks] == list(WORLD_TASKS)
+    if path is None or not path.exists() or not same:
         return None
     return path if (config.layout or detect_layout(path)) == "synthetic" else None

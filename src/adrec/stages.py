@@ -14,14 +14,19 @@ from adrec.config import RunConfig
 from adrec.features.dataset import Dataset
 from adrec.keys import has_key, key_of, write_key
 from adrec.models.ranker import Ranker
-from adrec.models.trees import Trees
+from adrec.models.trees import Trees, load_lightgbm
 from adrec.models.two_tower import TwoTower
 from adrec.progress import Progress
 from adrec.training.boosting import grow_trees
 from adrec.training.checkpoint import fingerprint
 from adrec.training.config import TrainConfig
 from adrec.training.loop import OnEpoch, Position, train
-from adrec.training.objectives import Objective, RankerObjective, TwoTowerObjective
+from adrec.training.objectives import (
+    Objective,
+    RankerObjective,
+    TwoTowerObjective,
+    weights_of_tasks,
+)
 from adrec.training.optimiser import choose_device
 
 INCIDENTAL = {"workers", "device", "checkpoint_every_s"}
@@ -43,7 +48,7 @@ def train_stages(
     config: RunConfig, dataset: Dataset, folder: Path, *, progress: Progress, resume: bool = True
 ) -> Trained:
     """Train the two-tower and the ranker into `folder`, or take up where an earlier run stopped."""
-    config.serving.ordered_by(dataset.features.schema)  # a wrong setting must not cost a training
+    _refuse_early(config, dataset)
     two_tower, tower_run = train_two_tower(
         config, dataset, folder, progress=progress, resume=resume
     )
@@ -54,6 +59,16 @@ def train_stages(
     if config.trees.wanted:
         trees = _grow_trees(config, dataset, folder / "trees", progress, resume)
     return Trained(two_tower.cpu(), ranker.cpu(), trees, tower_run, ranker_run)
+
+
+def _refuse_early(config: RunConfig, dataset: Dataset) -> None:
+    """What would be refused after one stage or two must not cost their training."""
+    layout = dataset.features.layout
+    config.serving.ordered_by(dataset.features.schema)
+    weights_of_tasks(config.training.task_weights, layout)
+    if config.trees.wanted:
+        config.trees.rounds_of(len(layout.task_kinds))
+        load_lightgbm()
 
 
 def train_two_tower(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,31 @@ def test_what_is_loaded_predicts_the_same(
     before = trees.predict(batch.query, batch.candidates)
     np.testing.assert_array_equal(loaded.predict(batch.query, batch.candidates), before)
     assert loaded.rounds == trees.rounds
+
+
+@pytest.mark.parametrize(
+    ("rounds", "message"),
+    [
+        ([300], "trees.rounds is \\[300\\]; give one number, or one for each of 3 tasks"),
+        (-1, "rounds"),
+        ([3, 0, 1], "rounds"),
+    ],
+)
+def test_rounds_that_do_not_fit_cost_no_training(
+    small_config: Callable[..., RunConfig], tmp_path: Path, rounds: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pipeline.run(small_config({"trees.rounds": rounds}), tmp_path)
+    assert not (tmp_path / "training").exists()
+
+
+def test_a_value_that_nobody_earned(tiny_dataset: Dataset) -> None:
+    poor = copy(tiny_dataset)
+    poor.labels_NK = tiny_dataset.labels_NK * np.array([1, 1, 0], np.float32)
+    trees = grow_trees(FEW, poor, progress=Progress())
+    scores = score_with_trees(trees, poor, poor.requests("test"))
+    np.testing.assert_array_equal(scores[:, 2], 0.0)
+    assert scores[:, 0].std() > 0.01
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tiny_dataset: Dataset) -> None:

@@ -4,7 +4,7 @@ Shapes: N impressions, K tasks, F columns.
 """
 
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class Popularity:
 class LightGBMConfig(TreesConfig):
     """How the trees are grown, and on what."""
 
-    rounds: int | tuple[int, ...] = 2000
+    rounds: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...] = 2000
     """Trees a task at most."""
     learning_rate: float = Field(default=0.04, gt=0.0)
     """Weight of each tree."""
@@ -117,6 +117,7 @@ class LightGBM:
         self._table, train_NF = ImpressionTable.fit(dataset, train, fold_N, counters=counters)
         held_out = None
         if len(valid):
+            valid = valid[-config.max_rows :]
             held_out = self._table.read(dataset, valid), dataset.labels_NK[valid]
         self._models, self._scales = boost(
             config,

@@ -28,7 +28,7 @@ def diagnose(
 
     Args:
         recommender: ours.
-        dataset: the prepared log.
+        dataset: the prepared log, as what is new is new to it: its training period is ours.
         shown: what is judged.
         scores: of every model, [N, K], by name; ours are under `OURS`.
         config: how much.

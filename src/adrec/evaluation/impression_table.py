@@ -18,7 +18,7 @@ from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset
 from adrec.features.encoders import Vocabulary
 from adrec.features.past import count_strictly_before, order_events
-from adrec.features.target_means import Means
+from adrec.features.target_means import Means, out_of_fold
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -48,16 +48,10 @@ class ImpressionTable:
         parts = ("count", *(f"mean {task.name}" for task in tasks))
         names = [f"{field} {part}" for field in codes for part in parts]
         names += _numbers(dataset, rows_N[:1], counters)
+        of_fields = out_of_fold(list(codes.values()), outcome_NK, fold_N)
         table_NF = np.empty((len(rows_N), len(names)), np.float32)
-        width = len(parts)
-        folds = int(fold_N.max()) + 1
-        for fold in range(folds):
-            own = fold_N == fold
-            for i, code_N in enumerate(codes.values()):
-                others = Means.of(code_N[~own], outcome_NK[~own], prior_K).read(code_N[own])
-                others[:, 0] *= folds / (folds - 1)  # counts as large as all folds'
-                table_NF[own, i * width : (i + 1) * width] = others
-        _fill_numbers(dataset, rows_N, table_NF[:, len(codes) * width :], counters)
+        table_NF[:, : of_fields.shape[1]] = of_fields
+        _fill_numbers(dataset, rows_N, table_NF[:, of_fields.shape[1] :], counters)
         return cls(tuple(names), means, counters), table_NF
 
     def read(self, dataset: Dataset, rows_N: Ints) -> npt.NDArray[np.float32]:

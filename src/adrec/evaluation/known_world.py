@@ -19,6 +19,9 @@ from adrec.evaluation.retrieval_queries import Ints, Queries
 from adrec.features.dataset import Dataset
 from adrec.progress import Progress
 
+WORLD_TASKS = ("click", "engagement", "revenue")
+"""What is known of each impression of a world, in this order."""
+
 
 class KnownWorld:
     """What is true of any ad of the catalogue in any request of the log, shown or not."""

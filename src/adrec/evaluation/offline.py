@@ -42,6 +42,7 @@ def evaluate(
     retrieval_rivals: Sequence[RetrievalRival] = (),
     references: Mapping[str, Scores] | None = None,
     world: KnownWorld | None = None,
+    refit: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Judge a recommender on the test period.
@@ -54,6 +55,8 @@ def evaluate(
         retrieval_rivals: likewise.
         references: scores of every impression of the log, [N, K], by name: known truths.
         world: what is true of pairs that were never shown, where that is known.
+        refit: whether our models learned from the validation period, too: what they met there is
+            not new to them.
         progress: where to show how far it is.
 
     Returns:
@@ -84,8 +87,9 @@ def evaluate(
     known = {name: reference[shown.rows_N] for name, reference in (references or {}).items()}
     scores |= known
     asked = queries(dataset, config.queries)
+    learned = dataset.through_validation() if refit else dataset
     retrieval = judge_retrieval(
-        recommender, dataset, asked, config, retrieval_rivals, progress, world
+        recommender, dataset, asked, config, retrieval_rivals, progress, world, learned
     )
     result: dict[str, Any] = _plain(
         {
@@ -100,7 +104,7 @@ def evaluate(
             "deciles": judge_deciles(dataset, shown, scores[OURS], known),
             "curves": _curves(dataset, shown, scores),
             "stage_ms": _latency(recommender, dataset, asked),
-            **diagnose(recommender, dataset, shown, scores, config, progress),
+            **diagnose(recommender, learned, shown, scores, config, progress),
         }
     )
     return result

@@ -32,11 +32,13 @@ def judge_retrieval(
     rivals: Sequence[RetrievalRival],
     progress: Progress,
     world: KnownWorld | None = None,
+    learned: Dataset | None = None,
 ) -> dict[str, Any]:
     """Recall of clicked ads: by exact search, by the index, by rivals, and after the ranker.
 
     In a known world also the best possible: what its ideal observer would retrieve for 500 of the
-    queries (it takes 20 ms for each).
+    queries (it takes 20 ms for each). What is new is new to the training period of `learned`,
+    the same log as our models learned from it.
     """
     if not len(asked.requests_Q):
         return {"queries": 0, "models": {}}
@@ -77,7 +79,7 @@ def judge_retrieval(
         "targets": len(asked.targets.ads),
         "catalogue": len(dataset.catalogue) - 1,
         "models": models,
-        "cold": cold_retrieval(dataset, asked, found, depths),
+        "cold": cold_retrieval(learned or dataset, asked, found, depths),
         "pipeline_queries": len(few),
         "pipeline": pipeline,
     }

@@ -273,7 +273,7 @@ class Dataset:
         """Users who are held out, ascending; none where no fold is."""
         held_R = np.zeros(len(self), bool) if self._held_R is None else self._held_R
         users: NDArray[np.int64] = np.unique(self.user_R[held_R])
-        return users
+        return users[users > 0]
 
     def requests(self, split: SplitName) -> NDArray[np.int64]:
         """Requests of a period, in time order; where a fold is held out, those of one side."""

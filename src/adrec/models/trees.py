@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ _LAST_HOUR = math.log(2)  # of log(1 + hours)
 class TreesConfig(Strict):
     """Whether trees score beside the ranker, and how they are grown."""
 
-    rounds: int | tuple[int, ...] = 0
+    rounds: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=1)], ...] = 0
     """Trees of each task at most, or a number for each; 0: none, the ranker scores alone."""
     patience: int = Field(default=60, ge=1)
     """Trees without a better validation loss after which growing stops; the best count is kept."""
@@ -63,7 +63,20 @@ class TreesConfig(Strict):
     @property
     def wanted(self) -> bool:
         """Whether there are any."""
-        return bool(np.any(self.rounds))
+        return self.rounds != 0
+
+    def rounds_of(self, tasks: int) -> tuple[int, ...]:
+        """Trees of each task at most, [K].
+
+        Raises:
+            ConfigError: numbers for other than all tasks.
+        """
+        rounds = (self.rounds,) * tasks if isinstance(self.rounds, int) else self.rounds
+        if len(rounds) != tasks:
+            raise ConfigError(
+                f"trees.rounds is {list(rounds)}; give one number, or one for each of {tasks} tasks"
+            )
+        return rounds
 
     def settings(self, threads: int) -> dict[str, Any]:
         """The same in LightGBM's names."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adrec.features.counters import outcomes
 from adrec.features.dataset import Dataset
-from adrec.features.target_means import Means
+from adrec.features.target_means import Means, out_of_fold
 from adrec.models.trees import Trees, TreesConfig, codes_of, load_lightgbm, numbers_of
 from adrec.progress import Advance, Progress
 from adrec.schema import Task
@@ -35,7 +35,7 @@ def grow_trees(config: TreesConfig, dataset: Dataset, *, progress: Progress) -> 
         ConfigError: LightGBM is not installed.
     """
     train = _most_recent(dataset, dataset.requests("train"), config.max_rows)
-    valid = dataset.requests("valid")
+    valid = _most_recent(dataset, dataset.requests("valid"), config.max_rows)
     means, train_NX = _table(dataset, train, config)
     labels_NK = dataset.labels_NK[dataset.rows_of(train)]
     held_out = None
@@ -79,9 +79,8 @@ def boost(
     checked = []
     if held_out is not None:
         checked = [lightgbm.Dataset(held_out[0], reference=seen, params=settings).construct()]
-    rounds_K = config.rounds if isinstance(config.rounds, tuple) else [config.rounds] * len(tasks)
     models, scales = [], []
-    for k, (task, rounds) in enumerate(zip(tasks, rounds_K, strict=True)):
+    for k, (task, rounds) in enumerate(zip(tasks, config.rounds_of(len(tasks)), strict=True)):
         label_N = train[1][:, k].astype(np.float64)
         # A mean of 1 keeps the gradients of every currency alike.
         scale = 1.0 if task.kind == "binary" else float(label_N.mean()) or 1.0
@@ -89,6 +88,8 @@ def boost(
         if held_out is not None:
             checked[0].set_label(held_out[1][:, k].astype(np.float64) / scale)
         objective = "binary" if task.kind == "binary" else "tweedie"
+        if not label_N.any():
+            objective = "regression"  # of nothing but zeros, which the other losses refuse
         with progress.track(f"trees of {task.name}", rounds, "trees") as advance:
             callbacks = [_shown_by(advance)]
             if checked:
@@ -118,6 +119,8 @@ def score_with_trees(trees: Trees, dataset: Dataset, requests: Ints) -> NDArray[
 
 def _most_recent(dataset: Dataset, requests: Ints, most: int) -> Ints:
     """The last requests with at most so many impressions together, at least one."""
+    if not len(requests):
+        return requests
     after_R = np.cumsum(dataset.slate_R[requests][::-1])[::-1]
     return requests[min(int(np.searchsorted(-after_R, -most)), len(requests) - 1) :]
 
@@ -129,24 +132,19 @@ def _table(dataset: Dataset, requests: Ints, config: TreesConfig) -> tuple[list[
     outcome_NK = outcomes(labels_NK, dataset.features.schema.tasks)
     prior_K = outcome_NK.mean(axis=0)
     means = [Means.of(code_N, outcome_NK, prior_K) for code_N in codes_FN]
-    width = 1 + outcome_NK.shape[1]
-    table_NX = np.empty((len(numbers), len(means) * width + numbers.shape[1]), np.float32)
-    table_NX[:, len(means) * width :] = numbers
     fold_N = np.random.default_rng(config.seed).integers(0, config.folds, len(numbers))
-    for fold in range(config.folds):
-        own = fold_N == fold
-        for i, code_N in enumerate(codes_FN):
-            others = Means.of(code_N[~own], outcome_NK[~own], prior_K).read(code_N[own])
-            others[:, 0] *= config.folds / (config.folds - 1)  # counts as large as all folds'
-            table_NX[own, i * width : (i + 1) * width] = others
+    table_NX = np.concatenate([out_of_fold(codes_FN, outcome_NK, fold_N), numbers], axis=1)
     return means, table_NX
 
 
 def _read(dataset: Dataset, requests: Ints, means: Sequence[Means]) -> Table:
     """The table of rows after the training period."""
     numbers, codes_FN = _raw(dataset, requests)
-    read = [of_field.read(code_N) for of_field, code_N in zip(means, codes_FN, strict=True)]
-    return np.concatenate([*read, numbers], axis=1, dtype=np.float32)
+    read = [
+        of_field.read(code_N).astype(np.float32)
+        for of_field, code_N in zip(means, codes_FN, strict=True)
+    ]
+    return np.concatenate([*read, numbers], axis=1)
 
 
 def _raw(dataset: Dataset, requests: Ints) -> tuple[Table, list[NDArray[np.int32]]]:

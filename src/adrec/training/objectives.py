@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adrec.errors import ConfigError
 from adrec.features.batches import Batch, Fields, to_device
 from adrec.features.dataset import Dataset
+from adrec.features.transforms import Layout
 from adrec.metrics import auc, log_loss, recall_at_k
 from adrec.models.layers import evaluating
 from adrec.models.ranker import Ranker
@@ -55,12 +56,7 @@ class RankerObjective:
         negative_rate: float = 1.0,
         task_weights: Sequence[float] | None = None,
     ) -> None:
-        weights = model.layout.task_weights if task_weights is None else tuple(task_weights)
-        if len(weights) != len(model.layout.task_kinds) or min(weights) < 0 or not any(weights):
-            raise ConfigError(
-                f"training.task_weights is {list(weights)}; give {len(model.layout.task_kinds)} "
-                "numbers of 0 or more, one a task, not all 0"
-            )
+        weights = weights_of_tasks(task_weights, model.layout)
         self.model, self._task_weights = model, weights
         self._negative_rate = negative_rate
         self._dataset = dataset
@@ -94,6 +90,21 @@ class RankerObjective:
                 found[f"{task.name} AUC"] = auc(scores[:, k], labels[:, k])
                 found[f"{task.name} log loss"] = log_loss(scores[:, k], labels[:, k])
         return found
+
+
+def weights_of_tasks(given: Sequence[float] | None, layout: Layout) -> tuple[float, ...]:
+    """The weight of each task in the ranker's loss: those given, else the schema's.
+
+    Raises:
+        ConfigError: not one a task, one below 0, or none above it.
+    """
+    weights = layout.task_weights if given is None else tuple(given)
+    if len(weights) != len(layout.task_kinds) or min(weights) < 0 or not any(weights):
+        raise ConfigError(
+            f"training.task_weights is {list(weights)}; give {len(layout.task_kinds)} numbers of 0 "
+            "or more, one a task, not all 0"
+        )
+    return weights
 
 
 class TwoTowerObjective:

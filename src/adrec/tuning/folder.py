@@ -11,6 +11,7 @@ from typing import Any
 from adrec import pipeline
 from adrec.config import RunConfig
 from adrec.errors import ConfigError
+from adrec.stages import INCIDENTAL
 from adrec.tuning.config import Judge, TuneConfig
 from adrec.tuning.results import FILES
 from adrec.tuning.space import Space
@@ -40,7 +41,6 @@ def remember(out: Path, config: RunConfig, search: TuneConfig, space: Space, jud
     Raises:
         ConfigError: the folder has a search of something else; it names what differs.
     """
-    ignored = {"workers", "device", "checkpoint_every_s"}
     stages = ("two_tower", "ranker") if search.stage == "ranker" else ("two_tower",)
     training = {stage: getattr(config.training, stage) for stage in stages}
     parts: dict[str, Any] = {
@@ -50,7 +50,8 @@ def remember(out: Path, config: RunConfig, search: TuneConfig, space: Space, jud
         "seed": search.seed,
         **config.model_dump(mode="json", include={"data", "split", "features", *stages}),
         "training": {
-            stage: one.model_dump(mode="json", exclude=ignored) for stage, one in training.items()
+            stage: one.model_dump(mode="json", exclude=INCIDENTAL)
+            for stage, one in training.items()
         },
         "task weights": config.training.task_weights if search.stage == "ranker" else None,
         "space": {

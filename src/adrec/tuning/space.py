@@ -89,7 +89,7 @@ class Range(Strict):
         count = math.floor((self.high - self.low) / step + 1e-9) + 1
         if count > _MOST_LISTED:
             return None
-        found = [self.low + i * step for i in range(count)]
+        found = [round(self.low + i * step, 12) for i in range(count)]
         return [round(value) for value in found] if self.whole else found
 
     def probes(self) -> list[Any]:
