@@ -9,8 +9,8 @@ the test days, strictly past, for all alike. Days are those of UTC+8. Seeds trai
 processes side by side, each on its share of the processors.
 
 `adrec` is the ranker with boosted trees beside it; both are also shown alone. The ablations are of
-the ranker alone, with the first seed: beside `adrec, ranker alone` of that seed they tell what each
-part is worth, and the rankers of a single task whether any task loses by being learned with others.
+the ranker alone, with the first seed: rankers of a single task (`--ablations tasks`) tell whether
+any task loses by being learned with others, the rest (`all`) what each part is worth.
 
 Prints a table a task and the differences to both LightGBMs, paired by user over all seeds. `--json`
 writes rows {model, task, metric, mean, spread}: spread is the standard deviation over seeds. The
@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=_ROOT / "examples" / "kuairand.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
-    parser.add_argument("--no-ablations", dest="ablations", action="store_false")
+    parser.add_argument(
+        "--ablations", choices=("none", "tasks", "all"), default="tasks", help="rankers to add"
+    )
     parser.add_argument("--work", type=Path, help="where to keep runs and reports")
     parser.add_argument("--json", type=Path, help="also write rows {model, task, metric, ...}")
     arguments = parser.parse_args()
@@ -90,7 +92,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
         base = load_config(arguments.config, settings(arguments.data, arguments.test_from, test_to))
-        ablations = list(_ABLATIONS) if arguments.ablations else []
+        wanted = {"none": 0, "tasks": 3, "all": len(_ABLATIONS)}[arguments.ablations]
+        ablations = list(_ABLATIONS)[:wanted]
         rows = measure(base, work, range(arguments.seeds), arguments.jobs, ablations)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=1))
