@@ -301,7 +301,7 @@ class TestCommand:
                 os.killpg(process.pid, how)  # as a terminal does
             else:
                 process.kill()
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=300)
         before = rows(out)
         if how == signal.SIGINT:
             assert process.returncode == 130
