@@ -304,7 +304,7 @@ class TestCommand:
             _, said = process.communicate(timeout=300)
         before = rows(out)
         if how == signal.SIGINT:
-            assert process.returncode == 130
+            assert process.returncode == 130, said
             assert "stopped. tuning stopped; the same command goes on" in said
             assert "Traceback" not in said
         _wait_until_gone(process.pid)

@@ -105,6 +105,25 @@ class Crew:
 
 
 @contextmanager
+def ctrl_c_later() -> Iterator[None]:
+    """Ctrl-C waits for the end of what is done in here.
+
+    Raised in the middle of a library's callback it would come out as that library's own error.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """A process that is started in here does not hear Ctrl-C, which a terminal sends to all: the
     crew stops it. Training, which knows what to do, listens for it again."""

@@ -24,7 +24,7 @@ from adrec.errors import ConfigError
 from adrec.progress import Advance, Progress
 from adrec.stages import train_two_tower
 from adrec.tuning.config import Judge, TuneConfig
-from adrec.tuning.crew import Crew
+from adrec.tuning.crew import Crew, ctrl_c_later
 from adrec.tuning.folder import alone, discard, remember
 from adrec.tuning.results import Tuned, write_plots, write_so_far
 from adrec.tuning.space import Space, current, fit_space
@@ -147,10 +147,13 @@ class _Search:
         tracked = self._progress.track("tuning", limit, "trials", done=ended)
         with tracked as advance, Crew(self._setup, self._workers) as crew:
             while True:
-                self._fill(crew)
+                with ctrl_c_later():
+                    self._fill(crew)
                 if not crew.running:
                     break
-                self._hear(crew, advance, *crew.listen())
+                heard = crew.listen()
+                with ctrl_c_later():
+                    self._hear(crew, advance, *heard)
         missing = limit - len(self._study.outcomes())
         if missing > 0 and self._is_late():
             self._progress.say(f"tuning: time is up, {missing} trials are left for another time")
