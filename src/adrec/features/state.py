@@ -225,7 +225,7 @@ class State:
             users, visitor.static.take(everyone), visitor.request.take(everyone), ads_N
         )
         seen = [
-            self._seen(counter.read(key, visitor.at_ms))
+            self._read(counter, key, visitor.at_ms)
             for counter, key in zip(self.counters_of, keys, strict=True)
         ]
         return self._join(seen, rows)
@@ -238,8 +238,7 @@ class State:
         for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
             if spec in self.schema.standing:
                 key = self._key(spec, nobody, self.static, self.static, rows)
-                distinct, place = np.unique(key, return_inverse=True)
-                parts.append(self._seen(counter.read(distinct, at_ms))[place])
+                parts.append(self._read(counter, key, at_ms))
         found = self._join(parts, len(rows))
         found[0] = 0.0
         return found
@@ -349,6 +348,13 @@ class State:
         column = self.features.ad.categorical_names.index(name)
         codes: NDArray[np.int32] = self.catalogue.encoded.categorical[ads_N, column]
         return codes.astype(np.int64)
+
+    def _read(
+        self, counter: Counter, keys_N: NDArray[np.int64], at_ms: int
+    ) -> NDArray[np.float32]:
+        """Features of each key as of a request; most candidates share theirs with others."""
+        distinct, place_N = np.unique(keys_N, return_inverse=True)
+        return self._seen(counter.read(distinct, at_ms))[place_N]
 
     def _seen(self, sums: NDArray[np.float64]) -> NDArray[np.float32]:
         return counter_features(sums, self.features.priors, self.schema.tasks)
