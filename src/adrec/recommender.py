@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -212,7 +213,7 @@ class Recommender:
         with watch("retrieve"):
             ads_BN = self.retrieve(query, max(self.serving.candidates, k), excluded)
         with watch("rank"):
-            scored = self.rank(visitors, query, ads_BN)
+            scored = self.rank(visitors, query, ads_BN, shown=k)
         with watch("order"):
             places, ads = scored.top(k)
             slates = [
@@ -260,15 +261,31 @@ class Recommender:
             found.append(np.maximum(one.ads_QK[0], 0))
         return np.stack(found)
 
-    def rank(self, visitors: Sequence[Visitor], query: Query, ads_BN: NDArray[np.int64]) -> Scored:
-        """Score candidates and compute what they are ordered by."""
+    def rank(
+        self,
+        visitors: Sequence[Visitor],
+        query: Query,
+        ads_BN: NDArray[np.int64],
+        *,
+        shown: int = 10,
+    ) -> Scored:
+        """Score candidates and compute what they are ordered by.
+
+        Args:
+            visitors: who asks.
+            query: the same, encoded.
+            ads_BN: their candidates; 0 where there is none.
+            shown: how many of the best are wanted; these have exact scores.
+        """
         with self._reading:
             counters = np.stack(
                 [self.state.counters(v, ads) for v, ads in zip(visitors, ads_BN, strict=True)]
             )
         on_top = np.ones(ads_BN.shape, np.int32)
         candidates = candidates_of(self.state.catalogue.encoded, ads_BN, counters, on_top)
-        scores = self.runtime.score(query, candidates)
+        scores = self.runtime.score(
+            query, candidates, ads_BN, partial(self._order, ads_BN), shown=shown
+        )
         order = self._order(ads_BN, scores)
         return Scored(ads_BN, scores, np.where(ads_BN > 0, order, -np.inf))
 

@@ -349,9 +349,7 @@ class State:
         codes: NDArray[np.int32] = self.catalogue.encoded.categorical[ads_N, column]
         return codes.astype(np.int64)
 
-    def _read(
-        self, counter: Counter, keys_N: NDArray[np.int64], at_ms: int
-    ) -> NDArray[np.float32]:
+    def _read(self, counter: Counter, keys_N: NDArray[np.int64], at_ms: int) -> NDArray[np.float32]:
         """Features of each key as of a request; most candidates share theirs with others."""
         distinct, place_N = np.unique(keys_N, return_inverse=True)
         return self._seen(counter.read(distinct, at_ms))[place_N]

@@ -126,7 +126,9 @@ class Ranker(nn.Module):
         self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
         nn.init.normal_(self.sequence.weight, std=0.02)
         items = [min(length, config.history_tokens) for length in layout.history_lengths]
-        sequence_S = torch.arange(len(items)).repeat_interleave(torch.tensor(items, dtype=torch.int64))
+        sequence_S = torch.arange(max(1, len(items))).repeat_interleave(
+            torch.tensor(items or [1], dtype=torch.int64)
+        )
         self.register_buffer("sequence_S", sequence_S, persistent=False)
         self.sequence_S: Tensor
         self.blocks: Iterable[SharedPrefixBlock] = nn.ModuleList(  # type: ignore[assignment]
@@ -154,12 +156,11 @@ class Ranker(nn.Module):
     def prefix(self, query: Query) -> Prefix:
         """Encode B requests once, for any number of candidates."""
         items = recent_items(query, self.config.history_tokens)
-        ads_DW = self.ad_token(self.ad_fields(query.history_ads))
         return self.encode(
             query.user,
             query.request,
             history_lengths(query),
-            functional.embedding(items.place_BL, ads_DW),
+            self.item_tokens(query, items),
             items.gap_BL,
             items.outcomes_BL,
             items.mask_BL,
@@ -202,6 +203,13 @@ class Ranker(nn.Module):
             values.append(v)
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
         return Prefix(torch.stack([*keys, k]), torch.stack([*values, v]), mask_BT, summary_BD)
+
+    def item_tokens(self, query: Query, items: HistoryItems) -> Tensor:
+        """Tokens of the ads of `recent_items`, [B, S, D]."""
+        if not query.histories:
+            return self.ad_token.weight.new_zeros((*items.place_BL.shape, self.config.width))
+        ads_DW = self.ad_token(self.ad_fields(query.history_ads))
+        return functional.embedding(items.place_BL, ads_DW)
 
     def ads(self, fields: Fields) -> Tensor:
         """What the ranker makes of ads by themselves: token, then cross input, [..., 2D]."""
@@ -299,13 +307,14 @@ class Ranker(nn.Module):
 
 
 def recent_items(query: Query, count: int) -> HistoryItems:
-    """The last `count` items of each history, one history after the other, S in all."""
+    """The last `count` items of each history, one history after the other, S in all.
+
+    Without any histories it is one item that is not there.
+    """
+    if not query.histories:
+        none_B1 = query.user.dense.new_zeros((len(query), 1))
+        return HistoryItems(none_B1.long(), none_B1.long(), none_B1, none_B1.byte(), none_B1.bool())
     recent = [history.last(count) for history in query.histories]
-    if not recent:
-        none_B0 = query.user.dense.new_zeros((len(query), 0))
-        return HistoryItems(
-            none_B0.long(), none_B0.long(), none_B0, none_B0.byte(), none_B0.bool()
-        )
     return HistoryItems(
         place_BL=torch.cat([items.place_BL for items in recent], dim=1),
         row_BL=torch.cat([items.row_BL for items in recent], dim=1),
