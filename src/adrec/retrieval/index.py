@@ -47,7 +47,7 @@ from adrec.retrieval.inputs import (
     widen,
 )
 from adrec.retrieval.passing import Passing, Places
-from adrec.retrieval.planning import SAMPLE_ROWS, Sample
+from adrec.retrieval.planning import SAMPLE_ROWS, Sample, share_to_rank
 from adrec.retrieval.stored import Stored, faiss_search
 from adrec.schema import Strict
 
@@ -57,7 +57,8 @@ faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are it
 _CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 _SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
-_PASSED_BY = 64  # ads passed by in a list cost as much as one ad scored out of the order of memory
+_PASSED_BY = 64  # ads passed by in a list cost as much as one ad fetched, or scored out of order
+_SPARE = 3  # times as far as a filtered search has to look by a sample's judgement
 
 _log = logging.getLogger(__name__)
 
@@ -262,51 +263,59 @@ class AdIndex:
     ) -> tuple[Floats, Ints]:
         """Weigh the ads in the nearest lists, or along the graph, as far as a filter needs it."""
         if passing is None:
-            scores, at = self._search_to(1.0, queries, k, None)
+            scores, at = self._probe(queries, k, None, self._least_effort(k))
             scanned = at[:, -1] < 0  # fewer than there are
         else:
+            effort_Q = self._efforts(queries, k, passing)
             scores = np.empty((len(queries), k), np.float32)
             at = np.empty((len(queries), k), np.int64)
-            depth_Q = self._depth(queries, k, passing)
-            for depth in np.unique(depth_Q[np.isfinite(depth_Q)]):
-                alike = depth_Q == depth
-                scores[alike], at[alike] = self._search_to(depth, queries[alike], k, passing)
-            scanned = np.isinf(depth_Q)
+            for effort in np.unique(effort_Q[effort_Q > 0]):
+                alike = effort_Q == effort
+                scores[alike], at[alike] = self._probe(queries[alike], k, passing, int(effort))
+            scanned = effort_Q == 0
             scanned[~scanned] = at[~scanned, -1] < 0
         if scanned.any():
             scores[scanned], at[scanned] = self._scan(queries[scanned], k, passing)
         return scores, at
 
-    def _depth(self, queries: Floats, k: int, passing: Passing) -> npt.NDArray[np.float64]:
-        """How many times as far as without the filter each query has to look, [Q], in powers of 2;
-        infinite where weighing every allowed ad is cheaper."""
-        ef = max(self.config.ef_search, k)
-        weighed = ef * self.config.hnsw_links
-        if self._ivf is not None:
-            weighed = len(self) * self._nprobe / int(self._ivf.nlist)
-        if len(passing) <= weighed:
-            return np.full(len(queries), np.inf)
-        depth_Q = 2.0 ** np.ceil(np.log2(self._sample().depth(queries, passing)))
-        if self._ivf is not None:  # what is not allowed is passed by, for a part of its cost
-            far = len(passing) <= weighed * (1 + depth_Q / _PASSED_BY)
-        else:
-            far = (len(passing) <= weighed * depth_Q) | (depth_Q > self.config.max_widening)
-        depth_Q[far] = np.inf
-        return depth_Q
+    def _least_effort(self, k: int) -> int:
+        """Lists that a search for k of all ads visits, or candidates that it keeps."""
+        return self._nprobe if self._ivf is not None else max(self.config.ef_search, k)
 
-    def _search_to(
-        self, depth: float, queries: Floats, k: int, passing: Passing | None
+    def _efforts(self, queries: Floats, k: int, passing: Passing) -> Ints:
+        """Lists that each query visits under a filter, or candidates that it keeps, [Q]; 0 where to
+        weigh every allowed ad is cheaper. Few different numbers, to search for many at once."""
+        least = self._least_effort(k)
+        scan = np.zeros(len(queries), np.int64)
+        if self._ivf is None:
+            if len(passing) <= least * self.config.hnsw_links:
+                return scan
+            rank_Q = _SPARE * self._sample().rank(queries, passing, k)
+            effort_Q = np.maximum(least, 2 ** np.ceil(np.log2(rank_Q))).astype(np.int64)
+            far_Q = effort_Q > self.config.max_widening * least
+            far_Q |= len(passing) <= effort_Q * self.config.hnsw_links
+            return np.where(far_Q, 0, effort_Q)
+        lists = int(self._ivf.nlist)
+        if len(passing) * lists <= len(self) * least:
+            return scan
+        rank_Q = np.minimum(_SPARE * self._sample().rank(queries, passing, k), len(self))
+        share_Q = share_to_rank(rank_Q, k, least / lists, len(self))
+        share_Q = 2.0 ** (np.ceil(2.0 * np.log2(share_Q)) / 2.0)
+        scored_Q = np.minimum(len(passing), share_Q * len(self) * k / rank_Q)
+        far_Q = len(passing) <= scored_Q + share_Q * len(self) / _PASSED_BY
+        return np.where(far_Q, 0, np.clip(np.ceil(share_Q * lists), least, lists)).astype(np.int64)
+
+    def _probe(
+        self, queries: Floats, k: int, passing: Passing | None, effort: int
     ) -> tuple[Floats, Ints]:
-        """Search `depth` times as far as without a filter. -1 where too few were met."""
+        """Visit so many lists, or keep so many candidates. -1 where too few were met."""
         if self._fits_gpu(k, passing):
             return self._search_gpu(queries, k)
         selector = None if passing is None else passing.selector
         if self.kind == "hnsw":
-            ef = math.ceil(depth * max(self.config.ef_search, k))
-            params = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
+            params = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
             return faiss_search(self._core, queries, k, params)
-        nprobe = min(self._ivf.nlist, math.ceil(depth * self._nprobe))
-        params = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+        params = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
         if self.kind == "ivfpq":  # the selector goes to the innermost level: only there it is read
             params = faiss.IndexRefineSearchParameters(
                 k_factor=self.config.refine_factor,
@@ -319,7 +328,7 @@ class AdIndex:
             if self._sampled is None:
                 rng = np.random.default_rng(self.config.seed)
                 places = rng.choice(len(self), min(SAMPLE_ROWS, len(self)), replace=False)
-                self._sampled = Sample(places, self._stored.vectors(places))
+                self._sampled = Sample(places, self._stored.vectors(places), len(self))
         return self._sampled
 
     def _copy_to_gpu(self) -> Any:
