@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,10 +93,10 @@ def measure(index: AdIndex, asked: Floats, case: Case) -> dict[str, float]:
     inside, post = [], []
     inside_ms, post_ms = [], []
     for query, allowed in zip(asked[:, None], case.allowed_Q, strict=True):
-        found, ms = timed(lambda q=query, a=allowed: index.search(q, K, allowed=a).ads_QK[0])
+        found, ms = timed(partial(filtered, index, query, allowed))
         inside.append(found)
         inside_ms.append(ms)
-        found, ms = timed(lambda q=query, a=allowed: post_filter(index, q, a))
+        found, ms = timed(partial(post_filter, index, query, allowed))
         post.append(found)
         post_ms.append(ms)
     return {
@@ -108,9 +109,14 @@ def measure(index: AdIndex, asked: Floats, case: Case) -> dict[str, float]:
     }
 
 
+def filtered(index: AdIndex, query: Floats, allowed: AdSet | None) -> Ints:
+    """What a search with the filter inside finds."""
+    return index.search(query, K, allowed=allowed).ads_QK[0]
+
+
 def post_filter(index: AdIndex, query: Floats, allowed: AdSet | None) -> Ints:
     """What is left of the nearest ads when those not allowed are dropped."""
-    found = index.search(query, K).ads_QK[0]
+    found: Ints = index.search(query, K).ads_QK[0]
     return found if allowed is None else found[allowed.has(found)]
 
 

@@ -206,7 +206,7 @@ class TestOpen:
     def test_another_format(self, run: Path) -> None:
         path = find_version(run) / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-        with pytest.raises(BundleError, match="format 1, this adrec reads 2"):
+        with pytest.raises(BundleError, match="format 1, this adrec reads 3"):
             Bundle.open(run)
 
     def test_current_names_nothing(self, run: Path) -> None:

@@ -35,11 +35,12 @@ from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
+from adrec.retrieval.live import LiveConfig
 from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
-FORMAT = 2
+FORMAT = 3
 """Of model versions and prepared logs: those of another one are made again."""
 
 
@@ -56,6 +57,8 @@ class ServingConfig(Strict):
     not for ads."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of the ranker."""
+    live: LiveConfig = LiveConfig()
+    """When the index of ads that were changed while serving is built anew."""
 
     def ordered_by(self, schema: Schema) -> str:
         """What ads are ordered by under a schema: `ecpm` or a task's name.

@@ -14,7 +14,6 @@ Shapes: A ads, D width, Q queries, K results a query.
 """
 
 import logging
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from typing import Any, Literal, NamedTuple, Self
 
 import faiss as _typed_faiss
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from adrec.errors import BundleError, ConfigError
@@ -240,13 +238,21 @@ class AdIndex:
         return int(self._core.ntotal)
 
     @property
+    def rows(self) -> int:
+        """The highest row of an ad and one: what a filter has to cover."""
+        return self._places.rows
+
+    @property
+    def held(self) -> AdSet:
+        """The rows that it holds."""
+        return self._places.held
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of vectors, codes, ids and links in main memory; small tables are left out."""
         return _bytes(self._core) + self._places.memory_bytes
 
-    def _scan(
-        self, queries: Floats, k: int, passing: Passing | None
-    ) -> tuple[Floats, Ints]:
+    def _scan(self, queries: Floats, k: int, passing: Passing | None) -> tuple[Floats, Ints]:
         """Weigh every ad that the filter lets pass."""
         if passing is not None and _SCAN_ROWS * len(passing) <= len(self):
             return self._stored.best(queries, k, passing.places())
@@ -258,9 +264,7 @@ class AdIndex:
             return faiss_search(self._core, queries, k, params)
         return faiss_search(self._stored.index, queries, k, faiss.SearchParameters(sel=selector))
 
-    def _search_near(
-        self, queries: Floats, k: int, passing: Passing | None
-    ) -> tuple[Floats, Ints]:
+    def _search_near(self, queries: Floats, k: int, passing: Passing | None) -> tuple[Floats, Ints]:
         """Weigh the ads in the nearest lists, or along the graph, as far as a filter needs it."""
         if passing is None:
             scores, at = self._probe(queries, k, None, self._least_effort(k))

@@ -28,7 +28,8 @@ class Places:
         self._count = count
         self._first = 0 if ads is None else _first_of_a_run(ads)
         self._ads = ads if self._first is None else None
-        self._held = None if ads is None else AdSet.of_rows(ads, self.rows)
+        self.held = ~AdSet.none(count) if ads is None else AdSet.of_rows(ads, self.rows)
+        """The rows that are there."""
         if self._ads is not None:
             self._row_of_place = faiss.Int64Vector()
             faiss.copy_array_to_vector(self._ads, self._row_of_place)
@@ -58,7 +59,7 @@ class Places:
                 f"{self.rows - 1:,}; make it of the catalogue that was indexed"
             )
         allowed = allowed.resized(self.rows)
-        held = allowed if self._held is None else allowed & self._held
+        held = allowed & self.held
         return None if len(held) == self._count else Passing(self, held)
 
 

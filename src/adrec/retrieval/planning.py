@@ -53,4 +53,5 @@ def share_to_rank(
     if share >= 1.0 or k >= ads:
         return np.ones(len(rank_Q))
     power = math.log(share) / math.log(k / ads)
-    return np.minimum(rank_Q / ads, 1.0) ** power
+    share_Q: npt.NDArray[np.float64] = np.minimum(rank_Q / ads, 1.0) ** power
+    return share_Q

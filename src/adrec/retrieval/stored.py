@@ -43,7 +43,8 @@ class Stored:
         codes = faiss.rev_swig_ptr(self.index.codes.data(), self.index.codes.size())
         codes_ND = codes.reshape(-1, self.index.code_size)[places_N]
         if isinstance(self.index, faiss.IndexFlat):
-            return codes_ND.view(np.float32)
+            plain: Floats = codes_ND.view(np.float32)
+            return plain
         decoded: Floats = self.index.sa_decode(codes_ND)
         return decoded
 
