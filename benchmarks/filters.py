@@ -111,7 +111,8 @@ def measure(index: AdIndex, asked: Floats, case: Case) -> dict[str, float]:
 
 def filtered(index: AdIndex, query: Floats, allowed: AdSet | None) -> Ints:
     """What a search with the filter inside finds."""
-    return index.search(query, K, allowed=allowed).ads_QK[0]
+    found: Ints = index.search(query, K, allowed=allowed).ads_QK[0]
+    return found
 
 
 def post_filter(index: AdIndex, query: Floats, allowed: AdSet | None) -> Ints:

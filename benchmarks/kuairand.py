@@ -260,7 +260,7 @@ class Part:
         self.name = name
         runtime = Runtime(whole.runtime.two_tower, ranker, calibration, trees=trees)
         self._recommender = Recommender(
-            runtime, whole.index, whole.state, whole.serving, version=name, clock=lambda: 0
+            runtime, whole.index.now.main, whole.state, whole.serving, version=name, clock=lambda: 0
         )
 
     def fit(self, dataset: Dataset) -> None:

@@ -45,8 +45,8 @@ class Request:
 
     user: id; None or one never seen is a new user. context: raw values of the request's fields.
     profile: raw values of the user's fields, instead of those stored. at_ms: time in UTC
-    milliseconds; None is now. exclude: ids of ads not to show. only: values by categorical ad field,
-    of which an ad needs one. never: values by categorical ad field, of which an ad may have none.
+    milliseconds; None is now. exclude: ids of ads not to show. only: values by categorical field of
+    ads, of which an ad needs one in each field. never: values by field, of which it may have none.
 
     Raises:
         RequestError: one of them is of another type.
@@ -120,8 +120,11 @@ class Scored:
 
 
 class Recommender:
-    """A model version with the state it answers from, and the ads on offer (`ads`), which may change
-    while it answers."""
+    """A model version with the state it answers from, and the ads on offer.
+
+    `ads` are those of the version until they are changed through it (`ads.put`, `pause`, `resume`,
+    `remove`), which may happen while requests are answered.
+    """
 
     def __init__(
         self,
@@ -281,7 +284,7 @@ class Recommender:
         self,
         query: Query,
         count: int,
-        excluded: Sequence[NDArray[np.int64]] | None = None,
+        excluded: Sequence[NDArray[np.integer]] | None = None,
         *,
         allowed: Sequence[AdSet | None] | None = None,
         exact: bool = False,

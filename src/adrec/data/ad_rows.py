@@ -1,4 +1,4 @@
-"""Ad rows: ads that arrive while serving, as raw values by column; parsed and checked as a table."""
+"""Ad rows: ads that come while serving, as raw values by column; parsed and checked as a table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,6 +96,7 @@ def _series(column: Column, values: Sequence[Any]) -> pl.Series:
             lists = [None if value is None else list(value) for value in values]
             return pl.Series(column.source, lists, pl.List(pl.Float64), strict=False)
     texts = [
-        as_text(v) if v is None or isinstance(v, str | int | float) else str(v) for v in values
+        as_text(value) if isinstance(value, str | int | float | None) else str(value)
+        for value in values
     ]
     return pl.Series(column.source, texts, pl.String)

@@ -27,13 +27,13 @@ class RawColumn:
     def of(cls, column_N: pl.Series) -> Self:
         """Take the values of ads 1 to N; ad 0 has none."""
         values = Directory(column_N.drop_nulls().unique(maintain_order=True).to_list())
-        return cls(values, _narrow(np.append(0, values.rows(column_N)), len(values)))
+        return cls(values, np.append(0, values.rows(column_N)).astype(_narrowest(values)))
 
     def changed(self, rows_N: NDArray[np.int64], column_N: pl.Series, ads: int) -> "RawColumn":
         """The column of a catalogue of `ads` rows with other values at some of them."""
         new = column_N.drop_nulls().unique(maintain_order=True).to_list()
         values = self.values.extended([value for value in new if not self.values.row(value)])
-        codes = np.zeros(ads, np.min_scalar_type(len(values)))
+        codes = np.zeros(ads, _narrowest(values))
         codes[: len(self.codes_A)] = self.codes_A
         codes[rows_N] = values.rows(column_N)
         return RawColumn(values, codes)
@@ -50,5 +50,7 @@ class RawColumn:
         return [code for value, code in pairs if code or value is None]
 
 
-def _narrow(codes: NDArray[np.int64], size: int) -> NDArray[np.unsignedinteger[Any]]:
-    return codes.astype(np.min_scalar_type(size))
+def _narrowest(values: Directory) -> np.dtype[np.unsignedinteger[Any]]:
+    """The narrowest type that holds every code."""
+    narrowest: np.dtype[np.unsignedinteger[Any]] = np.min_scalar_type(len(values) - 1)
+    return narrowest

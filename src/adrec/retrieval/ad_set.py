@@ -4,8 +4,7 @@ A million ads fill 125 KB, so that AND, OR and NOT of whole catalogues take micr
 reads the same bytes (`IDSelectorBitmap`) without a copy.
 """
 
-from collections.abc import Iterable
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -22,8 +21,8 @@ class AdSet:
     """A set of rows of a catalogue, never changed once made.
 
     `bits` holds row r in bit r % 8 of byte r // 8; unused bits of the last byte are 0. `rows` is
-    how many rows the catalogue has. Sets are combined with &, |, - and ~; both have to be of a
-    catalogue of the same size.
+    how many rows the catalogue has. Sets are combined with &, | and ~; both have to be of a catalogue
+    of the same size.
     """
 
     def __init__(self, bits: Bits, rows: int) -> None:
@@ -71,11 +70,6 @@ class AdSet:
         within[_inside(members, rows)] = True
         return cls.of(within)
 
-    @classmethod
-    def union(cls, sets: Iterable["AdSet"], rows: int) -> "AdSet":
-        """What is in any of some sets."""
-        return reduce(AdSet.__or__, sets, cls.none(rows))
-
     def __len__(self) -> int:
         """How many ads are in it."""
         return self._count
@@ -91,9 +85,6 @@ class AdSet:
 
     def __or__(self, other: "AdSet") -> "AdSet":
         return AdSet(self.bits | self._alike(other), self.rows)
-
-    def __sub__(self, other: "AdSet") -> "AdSet":
-        return AdSet(self.bits & ~self._alike(other), self.rows)
 
     def __invert__(self) -> "AdSet":
         bits = ~self.bits

@@ -1,18 +1,19 @@
-"""Searches that leave out a few ads of each request: what it asks to exclude, what a user has seen.
+"""Searches that leave out some ads of each request: what it excludes, what its user has seen.
 
-Few of them are dropped after looking for so many more, which costs next to nothing and lets requests
-share a search; none is missed by that, as the best k others are among the best k + few. Many of them
-become a filter of their own.
+Few of them are dropped after looking for so many more, which costs next to nothing and lets
+requests share a search; none is missed by that, as the best k others are among the best k + few.
+Many of them become a filter of their own.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.index import Found
-from adrec.retrieval.inputs import Floats, Ints
+from adrec.retrieval.inputs import Floats
 
 
 class Searchable(Protocol):
@@ -34,7 +35,7 @@ def search_without(
     index: Searchable,
     queries: Floats,
     k: int,
-    excluded: Sequence[Ints],
+    excluded: Sequence[NDArray[np.integer]],
     *,
     allowed: AdSet | None = None,
     exact: bool = False,
@@ -49,13 +50,12 @@ def search_without(
         allowed: as `AdIndex.search`, for all queries.
         exact: as `AdIndex.search`.
     """
-    few_Q = np.array([len(rows) <= k for rows in excluded], bool)
     found = Found(
         np.full((len(queries), k), -1, np.int64),
         np.full((len(queries), k), -np.inf, np.float32),
     )
-    few = np.flatnonzero(few_Q)
-    if len(few):
+    few = [q for q, rows in enumerate(excluded) if len(rows) <= k]
+    if few:
         more = max(len(excluded[q]) for q in few)
         ads, scores = index.search(queries[few], k + more, allowed=allowed, exact=exact)
         gone = np.stack([np.isin(ads[i], excluded[q]) for i, q in enumerate(few)])
@@ -63,7 +63,7 @@ def search_without(
         gone = np.take_along_axis(gone, left, axis=1)
         found.ads_QK[few] = np.where(gone, -1, np.take_along_axis(ads, left, axis=1))
         found.scores_QK[few] = np.where(gone, -np.inf, np.take_along_axis(scores, left, axis=1))
-    for q in np.flatnonzero(~few_Q):
+    for q in sorted(set(range(len(queries))) - set(few)):
         within = ~AdSet.none(index.rows) if allowed is None else allowed
         rows = excluded[q][excluded[q] < within.rows]
         one = index.search(queries[q : q + 1], k, allowed=within.without(rows), exact=exact)

@@ -1,8 +1,8 @@
 """Which places of an index a filter lets pass: catalogue rows and where an index stores them.
 
-FAISS numbers what it holds 0, 1, 2, ... in the order of adding. Where the rows of a catalogue follow
-each other, a bitmap of rows is the bitmap of places but for a shift; elsewhere the row of a place is
-looked up for each ad that a search comes by.
+FAISS numbers what it holds 0, 1, 2, ... in the order of adding. Where the rows of a catalogue
+follow each other, a bitmap of rows is the bitmap of places but for a shift; elsewhere the row of a
+place is looked up for each ad that a search comes by.
 """
 
 from functools import cached_property

@@ -1,10 +1,10 @@
 """How far a filtered search has to look, judged by a sample of the catalogue.
 
-A search that stops early meets the ads nearest to the query, allowed or not. Where a share f of the
-ads is allowed, spread like all others, the best k allowed ones are among the nearest k / f. A filter
-that has to do with the query (ads of one language, of one shop) puts them nearer, or behind all that
-it forbids. Which it is shows in a sample: how many of its ads, allowed or not, score above its best
-allowed ones.
+A search that stops early meets the ads nearest to the query, allowed or not. Where a share f of
+the ads is allowed, spread like all others, the best k allowed ones are among the nearest k / f. A
+filter that has to do with the query (ads of one language, of one shop) puts them nearer, or behind
+all that it forbids. Which it is shows in a sample: how many of its ads, allowed or not, score above
+its best allowed ones.
 """
 
 import math
@@ -42,7 +42,8 @@ class Sample:
         by_chance = (best + 2 * math.sqrt(best)) * self._ads / len(passing)  # two deviations up
         behind_Q = np.maximum(met_Q - by_chance, 0.0) * self._ads / len(self._places_S)
         each_Q = np.minimum(met_Q, by_chance) / best
-        return np.minimum(behind_Q + k * each_Q, float(self._ads))
+        rank_Q: npt.NDArray[np.float64] = np.minimum(behind_Q + k * each_Q, float(self._ads))
+        return rank_Q
 
 
 def share_to_rank(
