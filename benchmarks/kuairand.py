@@ -262,7 +262,7 @@ class Part:
         backend = TorchBackend(ranker)
         runtime = Runtime(whole.runtime.two_tower, ranker, calibration, backend, trees=trees)
         self._recommender = Recommender(
-            runtime, whole.index, whole.state, whole.serving, version=name, clock=lambda: 0
+            runtime, whole.index.now.main, whole.state, whole.serving, version=name, clock=lambda: 0
         )
 
     def fit(self, dataset: Dataset) -> None:

@@ -32,14 +32,15 @@ from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
-from adrec.inference.ad_rows import AdRows
 from adrec.inference.backends import Engine, Precision
 from adrec.inference.choice import Admission, choose_backend, example_of
 from adrec.inference.runtime import Runtime
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
+from adrec.retrieval.live import LiveConfig
 from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
@@ -71,6 +72,8 @@ class ServingConfig(Strict):
     """Best candidates that are scored once more in float32 if the first pass was coarser."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads that work on one request; None: those of torch (OMP_NUM_THREADS, or all cores)."""
+    live: LiveConfig = LiveConfig()
+    """When the index of ads that were changed while serving is built anew."""
 
     def ordered_by(self, schema: Schema) -> str:
         """What ads are ordered by under a schema: `ecpm` or a task's name.
@@ -160,16 +163,23 @@ class Bundle:
         text = (self.path / "calibration.json").read_text()
         calibration = Calibration.model_validate_json(text)
         serving = self.manifest.serving
+        ad_rows = AdRows.load(self.path / "ad_rows.safetensors")
         backend = choose_backend(
             ranker,
-            AdRows.load(self.path / "ad_rows.safetensors"),
+            ad_rows,
             self.path / GRAPHS,
             example_of(State(self.features, self.catalogue), serving.candidates),
             serving,
             self.manifest.admissions,
         )
         return Runtime(
-            two_tower, ranker, calibration, backend, trees=trees, rescored=serving.rescored
+            two_tower,
+            ranker,
+            calibration,
+            backend,
+            ad_rows=None if backend.precision == "float32" else ad_rows,
+            trees=trees,
+            rescored=serving.rescored,
         )
 
     def index(self) -> AdIndex:

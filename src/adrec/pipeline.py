@@ -35,7 +35,6 @@ from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
-from adrec.inference.ad_rows import AdRows
 from adrec.inference.backends import Backend, Engine, Precision, TorchBackend
 from adrec.inference.choice import (
     REFERENCE,
@@ -47,6 +46,7 @@ from adrec.inference.choice import (
 )
 from adrec.inference.runtime import Runtime
 from adrec.keys import files_of, has_key, key_of, write_key
+from adrec.models.ad_rows import AdRows
 from adrec.models.two_tower import embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
@@ -194,6 +194,7 @@ def publish_run(
             trained.ranker,
             calibration,
             backend,
+            ad_rows=ad_rows,
             trees=trained.trees,
             rescored=config.serving.rescored,
         )
@@ -202,8 +203,9 @@ def publish_run(
 
     others = [one for one in possible(graphs) if one != REFERENCE and _may_serve(config, *one)]
     admissions = measure_backends(
-        make_backends(trained.ranker, ad_rows, graphs, others),
+        make_backends(trained.ranker, graphs, others),
         TorchBackend(trained.ranker),
+        ad_rows,
         served,
         dataset,
     )

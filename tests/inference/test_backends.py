@@ -14,8 +14,15 @@ from adrec.calibration import Calibration
 from adrec.errors import ConfigError
 from adrec.features.batches import Batch, Candidates, Fields, Query, candidates_of
 from adrec.features.dataset import Dataset
-from adrec.inference.ad_rows import AdRows
-from adrec.inference.backends import Backend, Engine, Example, Precision, TorchBackend, fastest
+from adrec.inference.backends import (
+    Backend,
+    CandidateRows,
+    Engine,
+    Example,
+    Precision,
+    TorchBackend,
+    fastest,
+)
 from adrec.inference.choice import (
     PRECISIONS,
     Admission,
@@ -26,6 +33,7 @@ from adrec.inference.choice import (
     possible,
 )
 from adrec.inference.runtime import Runtime
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -56,11 +64,13 @@ def graphs(ranker: Ranker, tiny_dataset: Dataset, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def backends(
-    ranker: Ranker, graphs: Path, tiny_dataset: Dataset
-) -> dict[tuple[Engine, Precision], Backend]:
-    rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-    made = make_backends(ranker, rows, graphs, ALL, threads=1)
+def ad_rows(ranker: Ranker, tiny_dataset: Dataset) -> AdRows:
+    return AdRows.of(ranker, tiny_dataset.catalogue.encoded)
+
+
+@pytest.fixture(scope="module")
+def backends(ranker: Ranker, graphs: Path) -> dict[tuple[Engine, Precision], Backend]:
+    made = make_backends(ranker, graphs, ALL, threads=1)
     return {(backend.engine, backend.precision): backend for backend in made}
 
 
@@ -88,6 +98,7 @@ def test_scores_are_the_rankers(
     name: tuple[Engine, Precision],
     shape: tuple[int, int],
     backends: dict[tuple[Engine, Precision], Backend],
+    ad_rows: AdRows,
     ranker: Ranker,
     tiny_dataset: Dataset,
 ) -> None:
@@ -95,7 +106,7 @@ def test_scores_are_the_rankers(
     with torch.inference_mode():
         expected = ranker.predict(query, candidates).numpy()
     opened = backends[name].open(query)
-    first = opened.score(candidates, rows)
+    first = opened.score(candidates, CandidateRows(ad_rows, rows))
     assert first.shape == (*shape, 3)
     np.testing.assert_allclose(logit(first), logit(expected), atol=TOLERANCE[name[1]])
     exact = opened.score_exactly(candidates)
@@ -128,10 +139,10 @@ def test_a_log_may_lack_fields_histories_and_counters(
     convert(model, Example(query, candidates, rows), graphs)
     encoded = tiny_dataset.catalogue.encoded
     expected = model.predict(query, candidates).numpy()
-    choices = possible(graphs)
+    ad_rows, choices = AdRows.of(model, encoded), possible(graphs)
     assert len(choices) == (2 if known == "nothing" else 5)
-    for backend in make_backends(model, AdRows.of(model, encoded), graphs, choices, threads=1):
-        found = backend.open(query).score(candidates, rows)
+    for backend in make_backends(model, graphs, choices, threads=1):
+        found = backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
         atol = TOLERANCE[backend.precision]
         np.testing.assert_allclose(logit(found), logit(expected), atol=atol)
 
@@ -140,46 +151,20 @@ def test_a_log_may_lack_fields_histories_and_counters(
 def test_many_threads_at_once(
     name: tuple[Engine, Precision],
     backends: dict[tuple[Engine, Precision], Backend],
+    ad_rows: AdRows,
     tiny_dataset: Dataset,
 ) -> None:
     cases = [asked(tiny_dataset, 1, count) for count in range(5, 45)]
     backend = backends[name]
 
     def scored(case: tuple[Query, Candidates, NDArray[np.int64]]) -> NDArray[np.float32]:
-        return backend.open(case[0]).score(*case[1:])
+        query, candidates, rows = case
+        return backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
 
     alone = [scored(case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
         for found, expected in zip(pool.map(scored, cases), alone, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-class TestAdRows:
-    def test_a_row_is_what_the_ranker_makes_of_the_ad_up_to_half_a_step(
-        self, ranker: Ranker, tiny_dataset: Dataset
-    ) -> None:
-        encoded = tiny_dataset.catalogue.encoded
-        rows = AdRows.of(ranker, encoded)
-        everything = np.arange(len(encoded))[None, :]
-        zeros = np.zeros((1, len(encoded), tiny_dataset.counters_NC.shape[1]), np.float32)
-        ads = candidates_of(encoded, everything, zeros, np.ones(everything.shape, np.int32)).ads
-        exact = ranker.ads(ads)[0].numpy().reshape(len(encoded), 2, -1)
-        stored = rows.codes_AP.reshape(exact.shape) * rows.scales_A2[..., None]
-        assert (np.abs(stored - exact) <= rows.scales_A2[..., None] * 0.5001).all()
-        np.testing.assert_allclose(rows.scales_A2, np.abs(exact).max(axis=2) / 127, rtol=1e-5)
-
-    def test_memory_is_two_bytes_a_float_of_the_width_and_two_scales(
-        self, ranker: Ranker, tiny_dataset: Dataset
-    ) -> None:
-        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-        assert rows.memory_bytes == len(rows) * (2 * SMALL.width + 2 * 4)
-
-    def test_round_trip(self, ranker: Ranker, tiny_dataset: Dataset, tmp_path: Path) -> None:
-        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-        rows.save(tmp_path / "rows")
-        again = AdRows.load(tmp_path / "rows")
-        assert np.array_equal(again.codes_AP, rows.codes_AP)
-        assert np.array_equal(again.scales_A2, rows.scales_A2)
 
 
 class TestRescoring:
@@ -188,6 +173,7 @@ class TestRescoring:
         self,
         name: tuple[Engine, Precision],
         backends: dict[tuple[Engine, Precision], Backend],
+        ad_rows: AdRows,
         ranker: Ranker,
         tiny_dataset: Dataset,
     ) -> None:
@@ -198,9 +184,10 @@ class TestRescoring:
         )
         runtime = Runtime(two_tower, ranker, calibration, backends[name], rescored=12)
         query, candidates, rows = asked(tiny_dataset, 2, 300)
+        stored = CandidateRows(ad_rows, rows)
         with torch.inference_mode():
             exact = ranker.predict(query, candidates).double().numpy()
-        found = runtime.score(query, candidates, rows, lambda scores: scores[..., 0], shown=3)
+        found = runtime.score(query, candidates, stored, lambda scores: scores[..., 0], shown=3)
         for b in range(2):
             best = np.argsort(-exact[b, :, 0])[:3]
             assert np.array_equal(np.argsort(-found[b, :, 0])[:3], best)
@@ -301,4 +288,4 @@ class TestChoice:
 
         example = example_of(tiny_dataset.state("end"), 300)
         fast = TorchBackend(ranker)
-        assert fastest([Slow(ranker), fast], example) is fast
+        assert fastest([Slow(ranker), fast], example, None) is fast

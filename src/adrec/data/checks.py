@@ -41,6 +41,11 @@ def check_tables(tables: Tables) -> list[Problem]:
     return problems
 
 
+def check_rows(table: Table, key: str) -> list[Problem]:
+    """Everything wrong with the values of one table whose rows have an id of their own."""
+    return _check_columns(table) + _check_unique(table, key)
+
+
 def _check_requests(tables: Tables) -> list[Problem]:
     """A request id used twice would join what different people were shown at different times."""
     schema = tables.schema

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrec.features.dataset import Dataset
-from adrec.inference.backends import Backend, TorchBackend
+from adrec.inference.backends import Backend, CandidateRows, TorchBackend
 from adrec.inference.choice import Admission
 from adrec.metrics import auc
+from adrec.models.ad_rows import AdRows
 from adrec.recommender import Recommender, Request
 
 _ROWS = 8_192  # impressions of the validation period that AUC is compared on
@@ -25,13 +26,18 @@ Served = Callable[[Backend], Recommender]
 
 
 def measure_backends(
-    backends: Sequence[Backend], reference: TorchBackend, served: Served, dataset: Dataset
+    backends: Sequence[Backend],
+    reference: TorchBackend,
+    ad_rows: AdRows,
+    served: Served,
+    dataset: Dataset,
 ) -> tuple[Admission, ...]:
     """Compare backends with the reference.
 
     Args:
         backends: other ones.
         reference: the ranker as it was trained.
+        ad_rows: what it makes of the ads.
         served: makes recommenders that differ in the backend only.
         dataset: with the validation period.
     """
@@ -42,11 +48,11 @@ def measure_backends(
     binary = [k for k, kind in enumerate(layout.task_kinds) if kind == "binary"]
     requests = _some_requests(dataset)
     labels_NK = dataset.labels_NK[dataset.rows_of(requests)]
-    of_reference = _first_pass(reference, dataset, requests)
+    of_reference = _first_pass(reference, ad_rows, dataset, requests)
     exact = _tops(served(reference))
     found = []
     for backend in backends:
-        scores = _first_pass(backend, dataset, requests)
+        scores = _first_pass(backend, ad_rows, dataset, requests)
         changes = {
             tasks[k]: auc(scores[:, k], labels_NK[:, k]) - auc(of_reference[:, k], labels_NK[:, k])
             for k in binary
@@ -74,12 +80,13 @@ def _some_requests(dataset: Dataset) -> NDArray[np.int64]:
 
 
 def _first_pass(
-    backend: Backend, dataset: Dataset, requests: NDArray[np.int64]
+    backend: Backend, ad_rows: AdRows, dataset: Dataset, requests: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Uncalibrated scores of the requests' impressions, [rows, K]."""
     found = []
     for batch in dataset.in_order(requests, 2048):
-        scores = backend.open(batch.query).score(batch.candidates, batch.ad_row_BN.numpy())
+        stored = CandidateRows(ad_rows, batch.ad_row_BN.numpy())
+        scores = backend.open(batch.query).score(batch.candidates, stored)
         found.append(scores[batch.candidates.mask_BN.numpy()])
     return np.concatenate(found)
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from adrec.features.batches import Candidates, Query
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker, histories_of, known_together
 
 Engine = Literal["torch", "openvino"]
@@ -29,12 +30,20 @@ class Example(NamedTuple):
     row_BN: NDArray[np.int64]
 
 
+class CandidateRows(NamedTuple):
+    """Where candidates stand in the rows of all ads. rows: None where the backend needs none.
+    row_BN: 0 where there is no candidate."""
+
+    rows: AdRows | None
+    row_BN: NDArray[np.int64]
+
+
 class Opened(Protocol):
     """B requests, encoded. Scores are a probability or expected value of each task, uncalibrated,
     [B, N, K]."""
 
-    def score(self, candidates: Candidates, row_BN: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Score candidates, whose rows in the catalogue are given, in the backend's precision."""
+    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
+        """Score candidates in the backend's precision."""
 
     def score_exactly(self, candidates: Candidates) -> NDArray[np.float32]:
         """Score candidates in float32, from their fields."""
@@ -77,7 +86,7 @@ class _OpenedOnTorch:
         self._prefix = ranker.prefix(query)
 
     @torch.inference_mode()
-    def score(self, candidates: Candidates, row_BN: NDArray[np.integer]) -> NDArray[np.float32]:
+    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             return self.score_exactly(candidates)
 
@@ -93,7 +102,7 @@ class _OpenedOnTorch:
         return scores
 
 
-def fastest(backends: Sequence[Backend], example: Example) -> Backend:
+def fastest(backends: Sequence[Backend], example: Example, rows: AdRows | None) -> Backend:
     """The backend that scores an example in the least time; median of a few trials, taken in
     turns."""
     if len(backends) == 1:
@@ -102,7 +111,9 @@ def fastest(backends: Sequence[Backend], example: Example) -> Backend:
     for trial in range(1 + _TRIALS):
         for backend, found in zip(backends, seconds, strict=True):
             begun = time.perf_counter()
-            backend.open(example.query).score(example.candidates, example.row_BN)
+            backend.open(example.query).score(
+                example.candidates, CandidateRows(rows, example.row_BN)
+            )
             if trial:  # the first one warms up
                 found.append(time.perf_counter() - begun)
     return backends[int(np.argmin([np.median(found) for found in seconds]))]

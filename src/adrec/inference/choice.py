@@ -14,8 +14,8 @@ import torch
 from adrec.errors import ConfigError
 from adrec.features.batches import candidates_of
 from adrec.features.state import State
-from adrec.inference.ad_rows import AdRows
 from adrec.inference.backends import Backend, Engine, Example, Precision, TorchBackend, fastest
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker
 from adrec.schema import Strict
 
@@ -109,8 +109,8 @@ def choose_backend(
             f"serving.engine={wanted.engine} with serving.precision={wanted.precision}: "
             + _why_not(wanted, graphs)
         )
-    backends = make_backends(ranker, rows, graphs, choices, threads=wanted.threads)
-    return fastest(backends, example)
+    backends = make_backends(ranker, graphs, choices, threads=wanted.threads)
+    return fastest(backends, example, rows)
 
 
 def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
@@ -125,7 +125,6 @@ def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
 
 def make_backends(
     ranker: Ranker,
-    rows: AdRows,
     graphs: Path,
     choices: Sequence[tuple[Engine, Precision]],
     *,
@@ -141,7 +140,7 @@ def make_backends(
         from adrec.inference.openvino_backend import OpenVinoBackend
 
         threads = threads or torch.get_num_threads()
-        made += OpenVinoBackend.several(ranker, rows, graphs, compiled, threads=threads)
+        made += OpenVinoBackend.several(ranker, graphs, compiled, threads=threads)
     return made
 
 

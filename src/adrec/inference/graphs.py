@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrec.features.batches import Candidates, Fields, Query
-from adrec.inference.ad_rows import AdRows
 from adrec.inference.backends import Example
 from adrec.models.ranker import (
     Prefix,
@@ -86,7 +85,7 @@ class CandidateInputs(NamedTuple):
         ranker: Ranker,
         together_BNX: Tensor,
         candidates: Candidates,
-        stored: tuple[AdRows, NDArray[np.integer]] | None,
+        stored: tuple[NDArray[np.int8], NDArray[np.float32]] | None,
     ) -> "CandidateInputs":
         """Gather them.
 
@@ -94,15 +93,14 @@ class CandidateInputs(NamedTuple):
             ranker: frozen.
             together_BNX: `known_together`.
             candidates: N of B requests.
-            stored: rows of all ads, and which are the candidates' [B, N]; None: exact ones.
+            stored: their codes and scales of `AdRows`; None: exact ones.
         """
         position_BN = candidates.position_BN.numpy()
         if stored is None:
             exact_BNP = ranker.ads(candidates.ads).numpy()
             ones = np.ones((*position_BN.shape, 2), np.float32)
             return cls(exact_BNP, ones, together_BNX.numpy(), position_BN)
-        rows, row_BN = stored
-        codes, scales = rows.codes_AP[row_BN], rows.scales_A2[row_BN]
+        codes, scales = stored
         return cls(codes, scales, together_BNX.numpy(), position_BN)
 
 

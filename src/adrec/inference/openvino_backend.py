@@ -8,6 +8,7 @@ prefix is float32 in any case: it is a small part of the work, and exact scores 
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
 
 from adrec.features.batches import Candidates, Query
-from adrec.inference.ad_rows import AdRows
-from adrec.inference.backends import Engine, Example, Opened, Precision
+from adrec.inference.backends import CandidateRows, Engine, Example, Opened, Precision
 from adrec.inference.graphs import (
     CANDIDATE_FREE,
     PREFIX_FREE,
@@ -48,14 +48,13 @@ class OpenVinoBackend:
     def __init__(
         self,
         ranker: Ranker,
-        rows: AdRows,
         precision: Precision,
         *,
         prefix: "Compiled",
         exact: "Compiled",
         coarse: "Compiled | None",
     ) -> None:
-        self._ranker, self._rows = ranker, rows
+        self._ranker = ranker
         self.precision: Precision = precision
         self._prefix, self._exact, self._coarse = prefix, exact, coarse
 
@@ -63,7 +62,6 @@ class OpenVinoBackend:
     def several(
         cls,
         ranker: Ranker,
-        rows: AdRows,
         graphs: Path,
         precisions: Sequence[Precision],
         *,
@@ -73,7 +71,6 @@ class OpenVinoBackend:
 
         Args:
             ranker: frozen.
-            rows: what it makes of the ads.
             graphs: folder of the graphs.
             precisions: wanted.
             threads: that work on one call.
@@ -88,7 +85,6 @@ class OpenVinoBackend:
         return [
             cls(
                 ranker,
-                rows,
                 precision,
                 prefix=prefix,
                 exact=exact,
@@ -99,9 +95,7 @@ class OpenVinoBackend:
 
     def open(self, query: Query) -> Opened:
         """See `Backend`."""
-        return _OpenedOnOpenVino(
-            self._ranker, self._rows, query, self._prefix, self._exact, self._coarse
-        )
+        return _OpenedOnOpenVino(self._ranker, query, self._prefix, self._exact, self._coarse)
 
 
 class _OpenedOnOpenVino:
@@ -109,23 +103,24 @@ class _OpenedOnOpenVino:
     def __init__(
         self,
         ranker: Ranker,
-        rows: AdRows,
         query: Query,
         prefix: "Compiled",
         exact: "Compiled",
         coarse: "Compiled | None",
     ) -> None:
-        self._ranker, self._rows, self._exact, self._coarse = ranker, rows, exact, coarse
+        self._ranker, self._exact, self._coarse = ranker, exact, coarse
         self._histories = histories_of(query, ranker.layout.impressions)
         self._prefix = PrefixOutputs(*prefix(*PrefixInputs.of(ranker, query)))
 
     @torch.inference_mode()
-    def score(self, candidates: Candidates, row_BN: NDArray[np.integer]) -> NDArray[np.float32]:
+    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
         if self._coarse is None:
             return self.score_exactly(candidates)
         together = known_together(self._histories, candidates)
-        stored = self._rows, row_BN
-        wanted = CandidateInputs.of(self._ranker, together, candidates, stored)
+        assert stored.rows is not None
+        wanted = CandidateInputs.of(
+            self._ranker, together, candidates, stored.rows.take(stored.row_BN)
+        )
         return self._coarse(*self._prefix, *wanted)[0]
 
     @torch.inference_mode()
@@ -142,15 +137,14 @@ class Compiled:
     """
 
     def __init__(self, graph: Path, precision: Precision, threads: int) -> None:
-        core = openvino.Core()
-        model = core.read_model(graph)
+        model = _core().read_model(graph)
         if precision != "float32":
             steps = PrePostProcessor(model)
             steps.input(_AD_CODES).tensor().set_element_type(openvino.Type.i8)
             model = steps.build()
         if precision == "int8":
             _round_weights(model)
-        self._model = core.compile_model(
+        self._model = _core().compile_model(
             model,
             "CPU",
             {
@@ -168,6 +162,12 @@ class Compiled:
             self._own.request = self._model.create_infer_request()
         found = self._own.request.infer(list(inputs), share_inputs=True)
         return [found[i] for i in range(len(self._model.outputs))]
+
+
+@cache
+def _core() -> openvino.Core:
+    """One for the process, never let go: unloading its plugin while threads live kills them."""
+    return openvino.Core()
 
 
 @torch.inference_mode()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from adrec.calibration import Calibration
 from adrec.features.batches import Batch, Candidates, Query
-from adrec.inference.backends import Backend
+from adrec.inference.backends import Backend, CandidateRows
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower
@@ -32,6 +33,7 @@ class Runtime:
         calibration: Calibration,
         backend: Backend,
         *,
+        ad_rows: AdRows | None = None,
         trees: Trees | None = None,
         rescored: int = 32,
     ) -> None:
@@ -40,12 +42,13 @@ class Runtime:
         Args:
             two_tower, ranker, calibration, trees: as trained.
             backend: what runs the ranker.
+            ad_rows: what the ranker makes of the ads, for a backend that is coarser than float32.
             rescored: candidates of a request that are scored exactly after a coarse pass.
         """
         self.two_tower = two_tower.eval().requires_grad_(False)
         self.ranker = ranker.eval().requires_grad_(False)
         self.calibration, self.backend, self.trees = calibration, backend, trees
-        self._rescored = rescored
+        self.ad_rows, self._rescored = ad_rows, rescored
 
     @torch.inference_mode()
     def embed(self, query: Query) -> NDArray[np.float32]:
@@ -57,7 +60,7 @@ class Runtime:
         self,
         query: Query,
         candidates: Candidates,
-        row_BN: NDArray[np.integer],
+        stored: CandidateRows,
         order: Order,
         *,
         shown: int,
@@ -67,16 +70,16 @@ class Runtime:
         Args:
             query: B requests.
             candidates: N ads each.
-            row_BN: their rows in the catalogue; 0 where there is none.
+            stored: where they stand in the rows of all ads.
             order: what the best are chosen by.
             shown: at least twice as many of the best are exact.
         """
-        opened = self.backend.open(query)
+        opened, row_BN = self.backend.open(query), stored.row_BN
         trees = None if self.trees is None else self.trees.predict(query, candidates)
         best = max(self._rescored, 2 * shown)
         if self.backend.precision == "float32" or best >= row_BN.shape[1]:
             return self.calibration.apply(opened.score_exactly(candidates), trees)
-        scores = self.calibration.apply(opened.score(candidates, row_BN), trees)
+        scores = self.calibration.apply(opened.score(candidates, stored), trees)
         order_BN = np.where(row_BN > 0, order(scores), -np.inf)
         place_BM = np.argpartition(-order_BN, best, axis=1)[:, :best]
         exact = opened.score_exactly(candidates.at(torch.from_numpy(place_BM)))
