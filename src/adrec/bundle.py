@@ -45,6 +45,7 @@ from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
+CALIBRATION = "calibration.json"
 GRAPHS = "openvino"
 """Folder of the ranker's graphs in a version."""
 FORMAT = 3
@@ -154,13 +155,12 @@ class Bundle:
     def runtime(self) -> Runtime:
         """Both models with their calibration."""
         two_tower = TwoTower(self.manifest.two_tower, self.features.layout)
-        ranker = Ranker(self.manifest.ranker, self.features.layout)
         load_weights(self.path / "two_tower.safetensors", two_tower)
-        load_weights(self.path / "ranker.safetensors", ranker)
+        ranker = self.ranker()
         trees = None
         if self.manifest.trees:
             trees = Trees.load(self.path / "trees", self.features.layout)
-        text = (self.path / "calibration.json").read_text()
+        text = (self.path / CALIBRATION).read_text()
         calibration = Calibration.model_validate_json(text)
         serving = self.manifest.serving
         ad_rows = AdRows.load(self.path / "ad_rows.safetensors")
@@ -181,6 +181,12 @@ class Bundle:
             trees=trees,
             rescored=serving.rescored,
         )
+
+    def ranker(self) -> Ranker:
+        """The ranker, frozen."""
+        ranker = Ranker(self.manifest.ranker, self.features.layout)
+        load_weights(self.path / "ranker.safetensors", ranker)
+        return ranker.eval().requires_grad_(False)
 
     def index(self) -> AdIndex:
         """The index of the ads' vectors."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adrec.bundle import FORMAT, GRAPHS, Manifest, find_version, publish, run_of
+from adrec.bundle import CALIBRATION, FORMAT, GRAPHS, Manifest, find_version, publish, run_of
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
 from adrec.data.checks import require_valid
@@ -40,8 +40,8 @@ from adrec.inference.choice import (
     REFERENCE,
     convert,
     example_of,
+    is_installed,
     make_backends,
-    openvino_is_installed,
     possible,
 )
 from adrec.inference.runtime import Runtime
@@ -185,7 +185,7 @@ def publish_run(
     ad_rows = AdRows.of(trained.ranker, dataset.catalogue.encoded)
     graphs = out / GRAPHS
     shutil.rmtree(graphs, ignore_errors=True)
-    if openvino_is_installed() and config.serving.engine != "torch":
+    if is_installed("openvino") and config.serving.engine != "torch":
         convert(trained.ranker, example_of(state, config.serving.candidates), graphs)
 
     def served(backend: Backend) -> Recommender:
@@ -233,7 +233,7 @@ def publish_run(
             graphs.rename(folder / GRAPHS)
         if trained.trees is not None:
             trained.trees.save(folder / "trees")
-        (folder / "calibration.json").write_text(calibration.model_dump_json(indent=1))
+        (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1))
         index.save(folder / "index.faiss")
         for stage in ("two-tower", "ranker"):
             (folder / "training").mkdir(exist_ok=True)

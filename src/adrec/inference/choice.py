@@ -118,7 +118,7 @@ def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
     return [
         (engine, precision)
         for engine, precisions in PRECISIONS.items()
-        if engine == "torch" or (openvino_is_installed() and graphs.exists())
+        if engine == "torch" or (is_installed("openvino") and graphs.exists())
         for precision in precisions
     ]
 
@@ -164,13 +164,13 @@ def example_of(state: State, count: int) -> Example:
     return Example(state.query(visitor), candidates, row_BN)
 
 
-def openvino_is_installed() -> bool:
+def is_installed(library: str) -> bool:
     """Whether the library can be imported."""
-    return find_spec("openvino") is not None
+    return find_spec(library) is not None
 
 
 def _why_not(wanted: Wanted, graphs: Path) -> str:
-    if wanted.engine == "openvino" and not openvino_is_installed():
+    if wanted.engine == "openvino" and not is_installed("openvino"):
         return "OpenVINO is not installed; run `pip install openvino`, or set engine to auto"
     if wanted.engine == "openvino" and not graphs.exists():
         return f"{graphs} is missing: OpenVINO was not installed when the version was made"
