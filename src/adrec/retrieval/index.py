@@ -54,6 +54,7 @@ from adrec.schema import Strict
 faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
 
 
+_LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
 _CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 _SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
@@ -90,7 +91,7 @@ class AdIndex:
         self._core, self._ads = core, ads
         self._owner: Any = core  # the FAISS object that frees `core`
         self._places = Places(ads, int(core.ntotal))
-        self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
+        self._ivf: Any = faiss.extract_index_ivf(core) if kind in _LISTED else None
         self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
         self._stored = Stored(core)
         self._sample_lock = threading.Lock()
@@ -158,8 +159,8 @@ class AdIndex:
             queries: float32 [Q, D], finite.
             k: results a query, >= 1.
             allowed: ads that may be returned, of at least `rows` rows. None: all.
-            exact: weigh every allowed ad by its stored vector (for ivfpq with refine_store "sq8"
-                the stored vector is rounded to 8 bits a number).
+            exact: weigh every allowed ad by its stored vector (ivfsq, and
+                ivfpq with refine_store "sq8", round it to 8 bits a number).
 
         Returns:
             Found, each [Q, k].
@@ -263,7 +264,7 @@ class AdIndex:
         if self.kind == "exact" and self._fits_gpu(k, passing):
             return self._search_gpu(queries, k)
         selector = None if passing is None else passing.selector
-        if self.kind == "ivf":
+        if self.kind in ("ivf", "ivfsq"):
             params = faiss.SearchParametersIVF(sel=selector, nprobe=self._ivf.nlist)
             return faiss_search(self._core, queries, k, params)
         return faiss_search(self._stored.index, queries, k, faiss.SearchParameters(sel=selector))
@@ -392,7 +393,7 @@ def _seed(core: Any, kind: Kind, config: IndexConfig) -> None:
     if kind == "hnsw":
         core.hnsw.efConstruction = config.ef_construction
         core.hnsw.rng = faiss.RandomGenerator(config.seed)
-    elif kind in ("ivf", "ivfpq"):
+    elif kind in _LISTED:
         ivf = faiss.downcast_index(faiss.extract_index_ivf(core))
         for clustering in [ivf.cp] + ([ivf.pq.cp] if kind == "ivfpq" else []):
             clustering.seed = config.seed
