@@ -24,12 +24,13 @@ class IndexConfig(Strict):
 
     Attributes:
         kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
-            section IV); "ivfsq" is the same with 1 byte a number instead of 4; "ivfpq" reads compressed codes in those lists and rescores the best
-            (Jégou 2011; Johnson 2017); "hnsw" walks a neighbour graph (Malkov 2016): fastest to
+            section IV); "ivfsq" is the same with 1 byte a number instead of 4; "ivfpq" reads
+            compressed codes in those lists and rescores the best (Jégou 2011; Johnson 2017);
+            "hnsw" walks a neighbour graph (Malkov 2016): fastest to
             answer, slowest to build, weakest under narrow filters. "auto" takes exact below
             50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
             all vectors in memory) and ivfpq beyond (about a third of the memory).
-        nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than there are training rows.
+        nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than training rows.
             None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
         nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
         pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
