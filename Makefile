@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11:
 #   make demo   install, train both stages on a synthetic world, evaluate, recommend, report
 #   make test   install the test tools and run every test
-# make bench measures speed and memory, about an hour and a half; make bench ARGS=--quick, 3 minutes.
+# make bench measures speed and memory, about an hour; make bench ARGS=--quick, 3 minutes.
 
 PYTHON ?= python3
 BIN := .venv/bin

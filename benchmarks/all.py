@@ -1,6 +1,6 @@
 """Run every benchmark of speed and memory, one after the other, and draw the page of them.
 
-    python benchmarks/all.py                      about an hour and a half on 2 cores
+    python benchmarks/all.py                      about an hour on 2 cores
     python benchmarks/all.py --quick              a smoke run, under 3 minutes
     python benchmarks/all.py --only ranking,filters
 
@@ -21,10 +21,7 @@ from page import write_page
 SCRIPTS = {  # and whether it takes --work
     "ranking": True,
     "end_to_end": True,
-    "retrieval": True,
     "filters": False,
-    "growth": False,
-    "preparation": True,
     "training": True,
 }
 _HERE = Path(__file__).parent

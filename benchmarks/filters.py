@@ -13,7 +13,6 @@ Shares of 100 % have no filter.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import faiss as _typed_faiss
 import numpy as np
 import numpy.typing as npt
+from machine import Row, write_rows
 
 from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.index import AdIndex
@@ -37,7 +37,6 @@ PLACES = ("random", "near", "far")
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Row = dict[str, str | float]
 
 
 class Case(NamedTuple):
@@ -84,8 +83,7 @@ def main() -> None:
                 {"case": name, "metric": c, "value": v, "unit": units[c]} for c, v in found.items()
             ]
         del index
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_rows(arguments.json, rows)
 
 
 def measure(index: AdIndex, asked: Floats, case: Case) -> dict[str, float]:

@@ -18,10 +18,7 @@ from matplotlib.axes import Axes
 _TITLES = {
     "end_to_end": "A whole request",
     "ranking": "Ranking",
-    "retrieval": "Retrieval",
     "filters": "Filters inside the search",
-    "growth": "Growth",
-    "preparation": "Preparation",
     "training": "Training",
 }
 _MOST_COLUMNS = 8

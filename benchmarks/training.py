@@ -1,6 +1,7 @@
 """How fast do our models train, beside a plain DNN of the same width and LightGBM?
 
     python benchmarks/training.py --json FILE
+    python benchmarks/training.py --quick --json FILE
     python benchmarks/training.py --config examples/kuairand.yaml --data DIR --json FILE
 
 On one prepared log (without `--data`: the demo's synthetic world) each of them is trained once, one
@@ -11,7 +12,6 @@ sees a row once for each tree, so its whole training counts as one pass over the
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import write_rows
 from rich.console import Console
 from torch import Tensor, nn
 
 from adrec import pipeline
 from adrec.config import RunConfig, load_config
 from adrec.data.layouts import synthetic_schema
-from adrec.data.synthetic import PRESETS, generate, write_world
+from adrec.data.synthetic import PRESETS, WorldConfig, generate, write_world
 from adrec.features.batches import Batch, to_device
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
@@ -54,21 +55,23 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="settings of both stages")
     parser.add_argument("--trees", type=int, default=200)
     parser.add_argument("--work", type=Path, help="where to keep the prepared log")
+    parser.add_argument(
+        "--quick", action="store_true", help="a short log, few trees"
+    )
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
-        data = arguments.data or _demo_world(Path(temporary) / "world")
+        data = arguments.data or _world(Path(temporary) / "world", small=arguments.quick)
         once = {f"training.{stage}.epochs": 1 for stage in ("two_tower", "ranker")}
         config = load_config(arguments.config, {"data.path": str(data.absolute())} | once)
-        rows = measure(config, work, arguments.trees)
+        rows = measure(config, work / "training", 20 if arguments.quick else arguments.trees)
     print(f"{'case':<30}{'rows':>12}{'seconds':>10}{'rows/s':>12}{'valid AUC':>12}")
     for case in dict.fromkeys(row["case"] for row in rows):
         of = {row["metric"]: row["value"] for row in rows if row["case"] == case}
         found = f"{of['valid AUC']:>12.4f}" if "valid AUC" in of else f"{'–':>12}"
         print(f"{case:<30}{of['rows']:>12,.0f}{of['time']:>10.1f}{of['rate']:>12,.0f}{found}")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+    write_rows(arguments.json, rows)
 
 
 def measure(config: RunConfig, work: Path, trees: int) -> list[Row]:
@@ -183,8 +186,9 @@ class PlainObjective:
         return {"AUC": auc(np.concatenate(scores), labels)}
 
 
-def _demo_world(folder: Path) -> Path:
-    world = generate(PRESETS["demo"], 0)
+def _world(folder: Path, *, small: bool) -> Path:
+    sizes = {"n_users": 500, "n_ads": 2_000, "n_requests": 1_000} if small else {}
+    world = generate(WorldConfig.model_validate(PRESETS["demo"].model_dump() | sizes), 0)
     write_world(world, folder, layout="generic", schema_yaml=synthetic_schema().dump())
     return folder
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from adrec import pipeline
-from adrec.bundle import find_version
+from adrec.bundle import Bundle
 from adrec.config import load_config
 from adrec.data.layouts import synthetic_schema
 from adrec.data.synthetic import PRESETS, WorldConfig, generate, write_world
@@ -30,7 +30,7 @@ def version_with(ads: int, work: Path, *, small: bool = False) -> Path:
     """
     folder = work / f"{'small-' if small else ''}{ads}-ads"
     try:
-        find_version(folder)
+        Bundle.open(folder)
     except BundleError:
         pass
     else:
