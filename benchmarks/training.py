@@ -55,9 +55,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="settings of both stages")
     parser.add_argument("--trees", type=int, default=200)
     parser.add_argument("--work", type=Path, help="where to keep the prepared log")
-    parser.add_argument(
-        "--quick", action="store_true", help="a short log, few trees"
-    )
+    parser.add_argument("--quick", action="store_true", help="a short log, few trees")
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
