@@ -1,60 +1,53 @@
-"""The machine that a benchmark ran on, as rows of its JSON file.
+"""What a benchmark ran on, as rows {case, metric, value, unit}, and how its rows are printed."""
 
-    python benchmarks/machine.py
-
-Reads `/proc/cpuinfo`; where there is none (macOS), says what Python knows and no instruction sets.
-"""
-
+import json
 import os
 import platform
 from pathlib import Path
 
 Row = dict[str, str | float]
 
-_CPUINFO = Path("/proc/cpuinfo")
-# What makes products of matrices fast, by the kernel's name of it.
-_INSTRUCTIONS = {
-    "AVX2": "avx2",
+_FLAGS = {
     "AVX-512": "avx512f",
     "AVX-512 VNNI": "avx512_vnni",
     "AVX-512 BF16": "avx512_bf16",
-    "AMX int8": "amx_int8",
-    "AMX bf16": "amx_bf16",
+    "AMX": "amx_tile",
 }
 
 
-def machine_rows(cpuinfo: str | None = None) -> list[Row]:
-    """Rows {case, metric, value, unit}: the processor's name, how many cores this process may use,
-    memory in bytes, and 1 or 0 for each instruction set.
-
-    Args:
-        cpuinfo: text as in `/proc/cpuinfo`; None: this machine's.
-    """
-    if cpuinfo is None:
-        cpuinfo = _CPUINFO.read_text() if _CPUINFO.exists() else ""
-    of_first: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        of_first.setdefault(name.strip(), value.strip())
-    flags = set(of_first.get("flags", "").split())
-    known: list[tuple[str, str | float, str]] = [
-        ("processor", of_first.get("model name") or platform.processor(), "name"),
-        ("cores", _cores(), "cores"),
-        ("memory", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "bytes"),
+def machine_rows() -> list[Row]:
+    """Processor, cores, and which of the instructions it has that matter here (1 or 0)."""
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    pairs = (line.partition(":") for line in about.splitlines())
+    known = {name.strip(): value.strip() for name, _, value in pairs}
+    flags = known.get("flags", "").split()
+    rows: list[Row] = [
+        {
+            "case": "machine",
+            "metric": "processor",
+            "value": known.get("model name", platform.processor()),
+            "unit": "name",
+        },
+        {"case": "machine", "metric": "cores", "value": os.cpu_count() or 0, "unit": "cores"},
     ]
-    known += [(name, float(flag in flags), "1") for name, flag in _INSTRUCTIONS.items()]
-    return [
-        {"case": "machine", "metric": metric, "value": value, "unit": unit}
-        for metric, value, unit in known
+    rows += [
+        {"case": "machine", "metric": name, "value": int(flag in flags), "unit": "1"}
+        for name, flag in _FLAGS.items()
     ]
+    return rows
 
 
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def machine_line() -> str:
+    """The same in one line."""
+    rows = {row["metric"]: row["value"] for row in machine_rows()}
+    has = [name for name in _FLAGS if rows[name]]
+    lacks = [name for name in _FLAGS if not rows[name]]
+    text = f"{rows['processor']}, {rows['cores']} cores, {', '.join(has) or 'no AVX-512'}"
+    return f"{text}; without {', '.join(lacks)}" if lacks else text
 
 
-if __name__ == "__main__":
-    for row in machine_rows():
-        print(f"{row['metric']:<14}{row['value']:>24}")
+def write_rows(file: Path | None, rows: list[Row]) -> None:
+    """Write rows as JSON, those of the machine first."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(machine_rows() + rows, indent=1) + "\n")

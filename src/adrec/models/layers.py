@@ -92,8 +92,9 @@ class OutcomeEmbedding(nn.Module):
 
     def forward(self, outcomes_BL: Tensor) -> Tensor:
         """[B, L] uint8 to [B, L, D]."""
+        codes_BL = outcomes_BL.int()  # division, not shifts: other runtimes shift only uint8
         bits_BLK = torch.stack(
-            [outcomes_BL >> k & 1 for k in range(self.of_bits.in_features)], dim=-1
+            [codes_BL // 2**k % 2 for k in range(self.of_bits.in_features)], dim=-1
         )
         vectors: Tensor = self.of_bits(bits_BLK.to(self.of_bits.weight.dtype))
         return vectors
