@@ -11,7 +11,9 @@ from pydantic import Field
 from adrec.errors import ConfigError
 from adrec.schema import Strict
 
-Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
+Kind = Literal["exact", "ivf", "ivfsq", "ivfpq", "hnsw"]
+LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
+"""Kinds that keep ads in lists and visit the nearest of these."""
 
 _EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
 _IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
@@ -48,7 +50,7 @@ class IndexConfig(Strict):
         device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
     """
 
-    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"
+    kind: Literal["auto", "exact", "ivf", "ivfsq", "ivfpq", "hnsw"] = "auto"
     nlist: int | None = Field(default=None, ge=1, le=1_048_576)
     nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
     pq_segments: int | None = Field(default=None, ge=1, le=65_536)
@@ -95,6 +97,8 @@ def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> 
     if kind == "hnsw":
         return dim, f"HNSW{config.hnsw_links},Flat"
     padded = -(-dim // LANES) * LANES
+    if kind == "ivfsq":
+        return padded, f"IVF{nlist},SQ8"
     segments = config.pq_segments or padded // 2
     if padded % segments and dim % segments:
         raise ConfigError(
