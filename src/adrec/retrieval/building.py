@@ -92,7 +92,7 @@ def _prepare(core: Any, kind: Kind, config: IndexConfig) -> None:
 
 def _rotate(core: Any, sample: Floats) -> None:
     """Put the balanced rotation in the place of the factory's random one."""
-    transform = faiss.downcast_index(core.base_index).chain.at(0)
+    transform = faiss.downcast_VectorTransform(faiss.downcast_index(core.base_index).chain.at(0))
     segments = faiss.downcast_index(faiss.extract_index_ivf(core)).pq.M
     faiss.copy_array_to_vector(balanced_rotation(sample, segments).ravel(), transform.A)
     transform.is_orthonormal = transform.is_trained = True

@@ -2,9 +2,9 @@
 
 A product quantiser spends as many bits on each part of a vector. Where most of the variance lies
 in few directions, as it does in trained towers, parts cut from the vector as it is waste most of
-their bits. Eigenvalue allocation (parametric OPQ: Ge et al. 2013, section 3.1.2) deals the principal
-directions out to the parts so that the product of variances is about the same in each. An inner
-product stays what it was.
+their bits. Eigenvalue allocation (parametric OPQ: Ge et al. 2013, section 3.1.2) deals the
+principal directions out to the parts so that the product of variances is about the same in each.
+An inner product stays what it was.
 
 Shapes: N vectors, D width.
 """
