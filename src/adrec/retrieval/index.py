@@ -169,6 +169,13 @@ class AdIndex:
         places = np.arange(len(self), dtype=np.int64)
         return self._places.rows_at(places), self._stored.vectors(places)[:, : self.dim]
 
+    def searched_with(self, config: IndexConfig) -> "AdIndex":
+        """The same index, whose searches follow other settings (`nprobe`, `refine_factor`,
+        `ef_search`); those of its build are taken as they are."""
+        other = AdIndex(self._core, self._ads, self.kind, self.dim, self.tower, config)
+        other._owner = self._owner
+        return other
+
     def save(self, path: Path) -> None:
         """Write the FAISS file `path` (it holds the ad ids too) and then `<path>.json`."""
         whole = self._core
@@ -183,8 +190,14 @@ class AdIndex:
         _about_path(path).write_text(about.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path, *, tower: str) -> Self:
+    def load(cls, path: Path, *, tower: str, mapped: bool | None = None) -> Self:
         """Read an index written by `save`.
+
+        Args:
+            path: of the FAISS file.
+            tower: fingerprint of the tower that makes the queries.
+            mapped: whether it stays on disk (`IndexConfig.mapped`); the file must then not change
+                while it is in use. None: as its settings say.
 
         Raises:
             BundleError: files are missing, damaged or do not belong together, or the vectors were
@@ -199,8 +212,9 @@ class AdIndex:
                 f"{path}: the index holds vectors of tower '{about.tower}', but queries come from "
                 f"tower '{tower}'; their products mean nothing. Rebuild it with `adrec train`."
             )
+        stays = about.config.mapped if mapped is None else mapped
         try:
-            core = faiss.read_index(str(path))
+            core = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if stays else 0)
         except RuntimeError as error:
             raise _unreadable(path, error) from error
         ads, owner = None, core

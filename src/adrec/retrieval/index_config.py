@@ -34,7 +34,7 @@ class IndexConfig(Strict):
             beyond (less than a third of the memory).
         nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than there are training
             rows. None: sqrt(A), at most 65,536 and at most one list for 32 training rows.
-        nprobe: lists that a query visits, 1 to nlist. None: a twelfth of nlist, at least 8.
+        nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
         pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
             or D rounded up to a multiple of 16. None: a quarter of the latter (1 bit a number).
         refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
@@ -48,6 +48,8 @@ class IndexConfig(Strict):
         train_rows: most ads that centroids and codes are trained on, 256 to 100,000,000.
         seed: for sampling and clustering, 0 to 2^31 - 1. The same seed and threads give the same
             index, except that hnsw built by several threads depends on their timing.
+        mapped: an index that is loaded stays on disk, and its pages are read when searches come by
+            them: for catalogues larger than memory, and for processes that share one.
         device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
     """
 
@@ -63,6 +65,7 @@ class IndexConfig(Strict):
     max_widening: float = Field(default=8.0, ge=1.0, le=1_000.0)
     train_rows: int = Field(default=131_072, ge=256, le=100_000_000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    mapped: bool = False
     device: Literal["cpu", "auto"] = "cpu"
 
 
@@ -82,7 +85,7 @@ def count_lists(config: IndexConfig, n: int, train_rows: int) -> int:
 
 def count_probes(config: IndexConfig, nlist: int) -> int:
     """Lists that an unfiltered query visits."""
-    return min(nlist, config.nprobe or max(8, nlist // 12))
+    return min(nlist, config.nprobe or max(8, nlist // 16))
 
 
 def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:
