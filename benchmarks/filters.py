@@ -31,7 +31,7 @@ from adrec.retrieval.index_config import IndexConfig, Kind
 faiss: Any = _typed_faiss
 
 K = 100
-KINDS: tuple[Kind, ...] = ("exact", "ivf", "ivfpq", "hnsw")
+KINDS: tuple[Kind, ...] = ("exact", "ivf", "ivfsq", "ivfpq", "hnsw")
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.001)
 PLACES = ("random", "near", "far")
 
@@ -143,19 +143,25 @@ def leaks(found: Ints, allowed: AdSet | None) -> int:
     return 0 if allowed is None else int((~allowed.has(real)).sum())
 
 
-def clustered(ads: int, dim: int, queries: int) -> tuple[Floats, Floats]:
-    """Unit vectors of ads and queries around common centres of uneven size."""
+def clustered(
+    ads: int, dim: int, queries: int, points: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Unit vectors of ads and queries around common centres of uneven size.
+
+    `points` [ads + queries, dim] is where they are written: a file, where memory is too small.
+    """
     rng = np.random.default_rng(0)
     count = max(16, round(ads**0.5))
     centres = rng.standard_normal((count, dim), dtype=np.float32)
     weight = rng.exponential(size=count)
     of = rng.choice(count, ads + queries, p=weight / weight.sum())
-    points = np.empty((ads + queries, dim), np.float32)
+    if points is None:
+        points = np.empty((ads + queries, dim), np.float32)
     for start in range(0, len(points), 65_536):
         part = slice(start, start + 65_536)
         noise = rng.standard_normal((len(of[part]), dim), dtype=np.float32)
-        points[part] = centres[of[part]] + noise
-        points[part] /= np.linalg.norm(points[part], axis=1, keepdims=True)
+        noise += centres[of[part]]
+        points[part] = noise / np.linalg.norm(noise, axis=1, keepdims=True)
     return points[:ads], points[ads:]
 
 

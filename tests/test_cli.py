@@ -27,8 +27,8 @@ from adrec.progress import Progress
 from adrec.recommender import Recommender
 
 COMMANDS = (
-    "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "crossvalidate",
-    "recommend", "bench", "export", "doctor",
+    "demo", "synth", "validate", "prepare", "train", "tune", "index", "evaluate",
+    "crossvalidate", "recommend", "bench", "export", "doctor",
 )  # fmt: skip
 
 
@@ -677,3 +677,32 @@ class TestDemo:
         assert len(clicks) == 2
         assert clicks[0] != clicks[1]
         assert [config.training.ranker.seed for config in seen] == [0, 1]
+
+
+class TestIndex:
+    def test_publishes_the_version_with_the_index_that_was_chosen(
+        self, adrec: Adrec, run: Path, tmp_path: Path
+    ) -> None:
+        before, file = find_version(run), tmp_path / "points.json"
+        found = adrec("index", "--bundle", run, "--recall", 0.9, "-k", 20, "--json", file)
+        assert found.code == 0
+        assert "(chosen)" in found.out
+        version = find_version(run)
+        assert version != before
+        points = json.loads(file.read_text())
+        assert {point["config"]["kind"] for point in points} == {
+            "exact", "ivf", "ivfsq", "ivfpq", "hnsw",
+        }  # fmt: skip
+        chosen = load_config(run / "index" / "index.yaml", {}).index
+        assert chosen == load_config(version / "config.json", {}).index
+        assert (run / "index" / "frontier.png").stat().st_size > 1_000
+        recommender = Recommender.load(run)
+        assert recommender.index.config == chosen
+        assert len(recommender.recommend("7", 3).ads) == 3
+
+    def test_refuses_what_memory_does_not_allow(self, adrec: Adrec, run: Path) -> None:
+        before = find_version(run)
+        found = adrec("index", "--bundle", run, "--memory-mb", 0.001)
+        assert found.code == 2
+        assert "no index has recall@400 0.98 within 0 MB" in " ".join(found.err.split())
+        assert find_version(run) == before

@@ -169,8 +169,7 @@ class Bundle:
 
     def runtime(self) -> Runtime:
         """Both models with their calibration."""
-        two_tower = TwoTower(self.manifest.two_tower, self.features.layout)
-        load_weights(self.path / "two_tower.safetensors", two_tower)
+        two_tower = self.two_tower()
         ranker = self.ranker()
         trees = None
         if self.manifest.trees:
@@ -187,7 +186,6 @@ class Bundle:
         backends = serving_backends(
             ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions
         )
-        two_tower.eval().requires_grad_(False)
         users = user_encoder(two_tower, self.path / GRAPHS, serving)
         runtimes = [
             Runtime(
@@ -205,6 +203,12 @@ class Bundle:
         ]
         example = example_of(State(self.features, self.catalogue), serving.candidates)
         return fastest(runtimes, example)
+
+    def two_tower(self) -> TwoTower:
+        """The two-tower, frozen."""
+        two_tower = TwoTower(self.manifest.two_tower, self.features.layout)
+        load_weights(self.path / "two_tower.safetensors", two_tower)
+        return two_tower.eval().requires_grad_(False)
 
     def ranker(self) -> Ranker:
         """The ranker, frozen."""

@@ -234,6 +234,18 @@ class AdIndexContract(SearchContract):
             np.testing.assert_array_equal(before.scores_QK, after.scores_QK)
         assert sorted(p.name for p in tmp_path.iterdir()) == ["ads.faiss", "ads.faiss.json"]
 
+    def test_mapped_from_disk(self, index, data, ads, tmp_path: Path):
+        path = tmp_path / "ads.faiss"
+        index.save(path)
+        loaded = AdIndex.load(path, tower=TOWER, mapped=True)
+        allowed = AdSet.of(np.arange(ads.max() + 1) % 3 == 0)
+        few = AdSet.of(np.arange(ads.max() + 1) % 200 == 0)
+        for arguments in ({}, {"allowed": allowed}, {"allowed": few}, {"exact": True}):
+            before, after = (i.search(data[1], K, **arguments) for i in (index, loaded))
+            np.testing.assert_array_equal(before.ads_QK, after.ads_QK)
+            np.testing.assert_array_equal(before.scores_QK, after.scores_QK)
+        np.testing.assert_array_equal(loaded.vectors()[1], index.vectors()[1])
+
     def test_another_tower_is_refused(self, index, tmp_path: Path):
         path = tmp_path / "ads.faiss"
         index.save(path)

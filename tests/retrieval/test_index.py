@@ -66,9 +66,9 @@ def test_auto_depends_on_the_catalogue_size():
 
 def test_automatic_lists_stay_within_what_can_be_trained():
     config = IndexConfig()
-    assert count_lists(config, 1_000_000, 131_072) == 4_000  # 4 sqrt(1,000,000)
-    assert count_lists(config, 9_000_000, 131_072) == 131_072 // 32  # < 4 sqrt(9M) = 12,000
-    assert count_lists(config, 10**9, 10**9) == 65_536
+    assert count_lists(config, 1_000_000, 131_072) == 1_000  # sqrt(1,000,000)
+    assert count_lists(config, 25_000_000, 131_072) == 131_072 // 32  # < sqrt(25M) = 5,000
+    assert count_lists(config, 10**10, 10**9) == 65_536
     assert count_lists(config, 20, 20) == 1
     assert count_lists(IndexConfig(nlist=4096), 300, 300) == 300
 

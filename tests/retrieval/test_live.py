@@ -51,6 +51,12 @@ class TestIvf(LiveIndexContract):
     recall_floor = 0.96
 
 
+class TestIvfSq(LiveIndexContract):
+    config = IndexConfig(kind="ivfsq", nlist=16, nprobe=6)
+    recall_floor = 0.95
+    score_tolerance = 0.02
+
+
 class TestIvfPq(LiveIndexContract):
     config = IndexConfig(kind="ivfpq", nlist=16, nprobe=6)
     recall_floor = 0.95

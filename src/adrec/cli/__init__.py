@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adrec.cli import log, run, tune, use
+from adrec.cli import index, log, run, tune, use
 from adrec.console import Commands
 from adrec.version import __version__
 
@@ -23,6 +23,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     log.prepare: "adrec prepare --data data/world --out runs/mine",
     run.train: "adrec train --data data/world --out runs/mine --ranker-epochs 2",
     tune.tune: "adrec tune --data data/world --out runs/tune --stage ranker --trials 20",
+    index.index: "adrec index --bundle runs/mine --recall 0.98",
     run.evaluate: "adrec evaluate runs/mine --slice device",
     run.crossvalidate: "adrec crossvalidate --data data/world --out runs/folds --folds 3",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",

@@ -5,10 +5,11 @@ per-ad bias is one more dimension (the query holds a 1 there), so neither unit l
 width is assumed. A filter runs inside the search, never after it: no disallowed ad comes back, and
 k ads come back whenever k are allowed.
 
-Two facts about FAISS shape the code. `IndexRefine` ignores a selector in its own parameters and
+Facts about FAISS shape the code. `IndexRefine` ignores a selector in its own parameters and
 `IndexIDMap` does not translate one that lies deeper, so a filter through both is silently wrong:
-here every search runs on catalogue positions and ids are mapped at the border. Parameters that are
-written on an index are shared by all threads, so each search carries its own.
+here every search runs on catalogue positions and ids are mapped at the border. `IndexRefine` also
+rescores one ad at a time, four times slower than `Stored` does. Parameters that are written on an
+index are shared by all threads, so each search carries its own.
 
 Shapes: A ads, D width, Q queries, K results a query.
 """
@@ -16,29 +17,25 @@ Shapes: A ads, D width, Q queries, K results a query.
 import logging
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import faiss as _typed_faiss
 import numpy as np
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from adrec.errors import BundleError, ConfigError
 from adrec.retrieval.ad_set import AdSet
+from adrec.retrieval.building import build_core
 from adrec.retrieval.index_config import (
     LANES,
+    LISTED,
     IndexConfig,
     Kind,
     choose_kind,
-    count_lists,
     count_probes,
-    factory_arguments,
 )
 from adrec.retrieval.inputs import (
-    CHUNK_ROWS,
     Floats,
     Ints,
     check_ads,
@@ -54,14 +51,11 @@ from adrec.schema import Strict
 faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
 
 
-_LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
-_CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 _SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
 _PASSED_BY = 64  # ads passed by in a list cost as much as one ad fetched, or scored out of order
 _MOST_REFINED = 4.0  # times as many candidates as without a filter that ivfpq rescores
-_STEPS = 4  # of effort, for each doubling
-_SPARE = 3.0  # times as far as a search under a narrow filter has to look by a sample's judgement
+_SPARE = 3  # times as far as a filtered search has to look by a sample's judgement
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +85,7 @@ class AdIndex:
         self._core, self._ads = core, ads
         self._owner: Any = core  # the FAISS object that frees `core`
         self._places = Places(ads, int(core.ntotal))
-        self._ivf: Any = faiss.extract_index_ivf(core) if kind in _LISTED else None
+        self._ivf: Any = faiss.extract_index_ivf(core) if kind in LISTED else None
         self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
         self._stored = Stored(core)
         self._sample_lock = threading.Lock()
@@ -127,24 +121,7 @@ class AdIndex:
         n, dim = vectors.shape
         ads = check_ads(ads, n)
         kind = choose_kind(config, n)
-        rows = np.arange(n)
-        if n > config.train_rows:
-            rows = np.sort(
-                np.random.default_rng(config.seed).choice(n, config.train_rows, replace=False)
-            )
-        nlist = count_lists(config, n, len(rows))
-        core = faiss.index_factory(
-            *factory_arguments(config, kind, dim, nlist), faiss.METRIC_INNER_PRODUCT
-        )
-        _seed(core, kind, config)
-        with _openmp_threads(threads):
-            if not core.is_trained:
-                if len(rows) < _CENTROIDS:  # repeat a tiny catalogue rather than refuse it
-                    rows = np.resize(rows, _CENTROIDS)
-                core.train(widen(vectors[rows], core.d))
-            for start in range(0, n, CHUNK_ROWS):
-                core.add(widen(vectors[start : start + CHUNK_ROWS], core.d))
-        return cls(core, ads, kind, dim, tower, config)
+        return cls(build_core(vectors, config, kind, threads), ads, kind, dim, tower, config)
 
     def search(
         self, queries: Floats, k: int, *, allowed: AdSet | None = None, exact: bool = False
@@ -159,8 +136,8 @@ class AdIndex:
             queries: float32 [Q, D], finite.
             k: results a query, >= 1.
             allowed: ads that may be returned, of at least `rows` rows. None: all.
-            exact: weigh every allowed ad by its stored vector (ivfsq, and
-                ivfpq with refine_store "sq8", round it to 8 bits a number).
+            exact: weigh every allowed ad by its stored vector (of ivfsq, and of ivfpq with
+                refine_store "sq8", that is one rounded to 8 bits a number).
 
         Returns:
             Found, each [Q, k].
@@ -192,6 +169,13 @@ class AdIndex:
         places = np.arange(len(self), dtype=np.int64)
         return self._places.rows_at(places), self._stored.vectors(places)[:, : self.dim]
 
+    def searched_with(self, config: IndexConfig) -> "AdIndex":
+        """The same index, whose searches follow other settings (`nprobe`, `refine_factor`,
+        `ef_search`); those of its build are taken as they are."""
+        other = AdIndex(self._core, self._ads, self.kind, self.dim, self.tower, config)
+        other._owner = self._owner
+        return other
+
     def save(self, path: Path) -> None:
         """Write the FAISS file `path` (it holds the ad ids too) and then `<path>.json`."""
         whole = self._core
@@ -206,8 +190,14 @@ class AdIndex:
         _about_path(path).write_text(about.model_dump_json(indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path, *, tower: str) -> Self:
+    def load(cls, path: Path, *, tower: str, mapped: bool | None = None) -> Self:
         """Read an index written by `save`.
+
+        Args:
+            path: of the FAISS file.
+            tower: fingerprint of the tower that makes the queries.
+            mapped: whether it stays on disk (`IndexConfig.mapped`); the file must then not change
+                while it is in use. None: as its settings say.
 
         Raises:
             BundleError: files are missing, damaged or do not belong together, or the vectors were
@@ -222,8 +212,9 @@ class AdIndex:
                 f"{path}: the index holds vectors of tower '{about.tower}', but queries come from "
                 f"tower '{tower}'; their products mean nothing. Rebuild it with `adrec train`."
             )
+        stays = about.config.mapped if mapped is None else mapped
         try:
-            core = faiss.read_index(str(path))
+            core = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if stays else 0)
         except RuntimeError as error:
             raise _unreadable(path, error) from error
         ads, owner = None, core
@@ -299,7 +290,7 @@ class AdIndex:
         if self._ivf is None:
             if len(passing) <= least * self.config.hnsw_links:
                 return scan
-            rank_Q = self._rank(queries, k, passing)
+            rank_Q = _SPARE * self._sample().rank(queries, passing, k)
             effort_Q = np.maximum(least, 2 ** np.ceil(np.log2(rank_Q))).astype(np.int64)
             far_Q = effort_Q > self.config.max_widening * least
             far_Q |= len(passing) <= effort_Q * self.config.hnsw_links
@@ -307,19 +298,12 @@ class AdIndex:
         lists = int(self._ivf.nlist)
         if len(passing) * lists <= len(self) * least:
             return scan
-        rank_Q = np.minimum(self._rank(queries, k, passing), len(self))
+        rank_Q = np.minimum(_SPARE * self._sample().rank(queries, passing, k), len(self))
         share_Q = share_to_rank(rank_Q, k, least / lists, len(self))
-        steps_Q = np.ceil(_STEPS * np.log2(share_Q * lists / least))
-        share_Q = np.minimum(least / lists * 2.0 ** (steps_Q / _STEPS), 1.0)
+        share_Q = 2.0 ** (np.ceil(2.0 * np.log2(share_Q)) / 2.0)
         scored_Q = np.minimum(len(passing), share_Q * len(self) * k / rank_Q)
         far_Q = len(passing) <= scored_Q + share_Q * len(self) / _PASSED_BY
         return np.where(far_Q, 0, np.clip(np.ceil(share_Q * lists), least, lists)).astype(np.int64)
-
-    def _rank(self, queries: Floats, k: int, passing: Passing) -> npt.NDArray[np.float64]:
-        """Rank among all ads to which each query looks under a filter, [Q]. A sample judges how far
-        the k-th allowed is; the fewer pass, the less it can be trusted."""
-        spare = min(_SPARE, 1.0 + 4.0 * (1.0 - len(passing) / len(self)))
-        return spare * self._sample().rank(queries, passing, k)
 
     def _probe(
         self, queries: Floats, k: int, passing: Passing | None, effort: int
@@ -331,15 +315,15 @@ class AdIndex:
         if self.kind == "hnsw":
             params = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
             return faiss_search(self._core, queries, k, params)
-        # The farther from a query, the more alike are the scores: codes tell the best less well.
-        refined = min(_MOST_REFINED, math.sqrt(effort / self._nprobe))
         params = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
-        if self.kind == "ivfpq":  # the selector goes to the innermost level: only there it is read
-            params = faiss.IndexRefineSearchParameters(
-                k_factor=self.config.refine_factor * refined,
-                base_index_params=faiss.SearchParametersPreTransform(index_params=params),
-            )
-        return faiss_search(self._core, queries, k, params)
+        if self.kind != "ivfpq":
+            return faiss_search(self._core, queries, k, params)
+        # The farther from a query, the more alike are the scores: codes tell the best less well.
+        factor = self.config.refine_factor * min(_MOST_REFINED, math.sqrt(effort / self._nprobe))
+        params = faiss.SearchParametersPreTransform(index_params=params)
+        guessed = min(len(self), math.ceil(k * factor))
+        at = faiss_search(self._core.base_index, queries, guessed, params)[1]
+        return self._stored.best_of_each(queries, k, at)
 
     def _sample(self) -> Sample:
         with self._sample_lock:
@@ -387,29 +371,6 @@ def _about_path(path: Path) -> Path:
 
 def _unreadable(path: Path, error: Exception) -> BundleError:
     return BundleError(f"{path}: not a readable ad index. Rebuild it with `adrec train`. ({error})")
-
-
-def _seed(core: Any, kind: Kind, config: IndexConfig) -> None:
-    if kind == "hnsw":
-        core.hnsw.efConstruction = config.ef_construction
-        core.hnsw.rng = faiss.RandomGenerator(config.seed)
-    elif kind in _LISTED:
-        ivf = faiss.downcast_index(faiss.extract_index_ivf(core))
-        for clustering in [ivf.cp] + ([ivf.pq.cp] if kind == "ivfpq" else []):
-            clustering.seed = config.seed
-            clustering.min_points_per_centroid = 1  # FAISS would print a warning for small ones
-
-
-@contextmanager
-def _openmp_threads(threads: int) -> Iterator[None]:
-    if threads < 1:
-        raise ConfigError(f"threads is {threads}; give at least 1")
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
 
 
 def _bytes(index: Any) -> int:

@@ -12,6 +12,8 @@ from adrec.errors import ConfigError
 from adrec.schema import Strict
 
 Kind = Literal["exact", "ivf", "ivfsq", "ivfpq", "hnsw"]
+LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
+"""Kinds that keep ads in lists and visit the nearest of these."""
 
 _EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
 _IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
@@ -24,17 +26,17 @@ class IndexConfig(Strict):
 
     Attributes:
         kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
-            section IV); "ivfsq" is the same with 1 byte a number instead of 4; "ivfpq" reads
-            compressed codes in those lists and rescores the best (Jégou 2011; Johnson 2017);
-            "hnsw" walks a neighbour graph (Malkov 2016): fastest to
-            answer, slowest to build, weakest under narrow filters. "auto" takes exact below
-            50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
-            all vectors in memory) and ivfpq beyond (about a third of the memory).
-        nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than training rows.
-            None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
+            section IV); "ivfsq" is the same at 1 byte a number instead of 4; "ivfpq" reads codes
+            of an eighth of a byte in those lists and rescores the best (Jégou 2011; André 2015);
+            "hnsw" walks a neighbour graph (Malkov 2016): fastest to answer, slowest to build,
+            weakest under narrow filters. "auto" takes exact below 50,000 ads (a few milliseconds,
+            no loss), ivf below 2,000,000 (near-exact scores, but all vectors in memory) and ivfpq
+            beyond (less than a third of the memory).
+        nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than there are training
+            rows. None: sqrt(A), at most 65,536 and at most one list for 32 training rows.
         nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
         pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
-            or D rounded up to a multiple of 16. None: half of the latter (2 bits a number).
+            or D rounded up to a multiple of 16. None: a quarter of the latter (1 bit a number).
         refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
         refine_store: what ivfpq rescores with: "sq8" (1 byte a number) or "float32" (4 bytes).
         hnsw_links: M, neighbours an ad keeps in each layer of the graph, 2 to 256.
@@ -46,6 +48,8 @@ class IndexConfig(Strict):
         train_rows: most ads that centroids and codes are trained on, 256 to 100,000,000.
         seed: for sampling and clustering, 0 to 2^31 - 1. The same seed and threads give the same
             index, except that hnsw built by several threads depends on their timing.
+        mapped: an index that is loaded stays on disk, and its pages are read when searches come by
+            them: for catalogues larger than memory, and for processes that share one.
         device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
     """
 
@@ -53,7 +57,7 @@ class IndexConfig(Strict):
     nlist: int | None = Field(default=None, ge=1, le=1_048_576)
     nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
     pq_segments: int | None = Field(default=None, ge=1, le=65_536)
-    refine_factor: float = Field(default=4.0, ge=1.0, le=100.0)
+    refine_factor: float = Field(default=6.0, ge=1.0, le=100.0)
     refine_store: Literal["sq8", "float32"] = "sq8"
     hnsw_links: int = Field(default=32, ge=2, le=256)
     ef_construction: int = Field(default=200, ge=1, le=10_000)
@@ -61,6 +65,7 @@ class IndexConfig(Strict):
     max_widening: float = Field(default=8.0, ge=1.0, le=1_000.0)
     train_rows: int = Field(default=131_072, ge=256, le=100_000_000)
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    mapped: bool = False
     device: Literal["cpu", "auto"] = "cpu"
 
 
@@ -75,7 +80,7 @@ def count_lists(config: IndexConfig, n: int, train_rows: int) -> int:
     """Lists of ivf, ivfsq and ivfpq for n ads, of which `train_rows` are trained on."""
     if config.nlist is not None:
         return min(config.nlist, train_rows)
-    return max(1, min(round(4 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
+    return max(1, min(round(math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
 
 
 def count_probes(config: IndexConfig, nlist: int) -> int:
@@ -98,7 +103,7 @@ def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> 
     padded = -(-dim // LANES) * LANES
     if kind == "ivfsq":
         return padded, f"IVF{nlist},SQ8"
-    segments = config.pq_segments or padded // 2
+    segments = config.pq_segments or padded // 4
     if padded % segments and dim % segments:
         raise ConfigError(
             f"pq_segments is {segments}, which divides neither the vectors' width {dim} nor "
@@ -107,6 +112,5 @@ def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> 
         )
     width = dim if padded % segments else padded
     store = "SQ8" if config.refine_store == "sq8" else "Flat"
-    # A random rotation spreads the variance evenly over the segments (Jégou 2011, section V.B);
-    # it also keeps a bias column from having a segment to itself. "fsr": SIMD codes of residuals.
+    # RR stands for the balanced rotation that takes its place. "fsr": SIMD codes of residuals.
     return width, f"RR{width},IVF{nlist},PQ{segments}x4fsr,Refine({store})"
