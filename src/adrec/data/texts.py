@@ -1,0 +1,91 @@
+"""Texts: a column of ids or categories as numbers, each distinct text told apart but once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from adrec.data.parsing import parse_text
+
+_MISSING = 0  # the category of the empty text
+
+
+class Texts:
+    """Turns pieces of one column of text into a polars Categorical, in one spelling a value.
+
+    What a cell of text becomes depends on the text alone, so it is found once for each distinct
+    one: "9.0" and "9" share a category, and an empty text is missing.
+    """
+
+    def __init__(self) -> None:
+        self.dtype = pl.Categorical(pl.Categories.random("adrec", pl.UInt32))
+        self._spelt_as: NDArray[np.uint32] = np.zeros(0, np.uint32)
+        self._respell = False
+        # polars forgets categories once no series has them.
+        self._kept = pl.Series([""]).cast(self.dtype)
+        self._learn(1)
+
+    def of(self, column_N: pl.Series) -> pl.Series:
+        """A piece of the column, of type `dtype` or text, as categories of `dtype`, [N]."""
+        found = column_N.cast(self.dtype)
+        codes_N = self._codes(found)
+        self._learn(1 + int(codes_N.max(initial=0)))
+        if not self._respell:
+            return found
+        spelt = pl.Series(column_N.name, self._spelt_as[codes_N])
+        return spelt.to_frame().select(self.restored(column_N.name)).to_series()
+
+    def codes(self, column_N: pl.Series) -> pl.Series:
+        """Categories as plain integers, to be written to a file; `restored` brings them back."""
+        return pl.Series(column_N.name, self._codes(column_N))
+
+    def restored(self, name: str) -> pl.Expr:
+        """The column of a frame that `codes` were of."""
+        code = pl.col(name)
+        return pl.when(code != _MISSING).then(code.cat.to(self.dtype)).alias(name)
+
+    def _codes(self, column_N: pl.Series) -> NDArray[np.uint32]:
+        codes = column_N.cast(self.dtype).to_physical()
+        return codes.fill_null(_MISSING).to_numpy()
+
+    def _learn(self, categories: int) -> None:
+        """How each category that is new is spelt."""
+        known = len(self._spelt_as)
+        while known < categories:
+            new = np.arange(known, categories, dtype=np.uint32)
+            text = pl.Series("text", new).cat.to(self.dtype).cast(pl.String)
+            spelling = text.to_frame().select(parse_text(pl.col("text"), pl.String())).to_series()
+            codes = self._codes(spelling)
+            self._respell |= bool((codes != new)[new != _MISSING].any())
+            self._spelt_as = np.append(self._spelt_as, codes)
+            known = categories
+            categories = max(categories, 1 + int(codes.max()))
+
+
+class Lookup:
+    """What each text of a column of categories stands for, found once for each."""
+
+    def __init__(self, find: Callable[[pl.Series], NDArray[np.int32]]) -> None:
+        """`find` is told texts [T] and gives their numbers [T]; of a missing one it is 0."""
+        self._find = find
+        self._dtype: pl.DataType | None = None
+        self._numbers: NDArray[np.int32] = np.zeros(0, np.int32)
+
+    def read(self, column_N: pl.Series) -> NDArray[np.int32]:
+        """The number of each cell, [N]; 0 where it is missing."""
+        if column_N.dtype != self._dtype:
+            self._dtype, self._numbers = column_N.dtype, np.zeros(0, np.int32)
+        codes = column_N.to_physical()
+        known, size = len(self._numbers), int(codes.max() or 0) + 1  # type: ignore[arg-type]
+        if column_N.null_count() < len(column_N) and size > known:
+            new = pl.Series(np.arange(known, size, dtype=np.uint32))
+            texts = new.cat.to(column_N.dtype).cast(pl.String)
+            self._numbers = np.append(self._numbers, self._find(texts))
+        if not codes.null_count():
+            return self._numbers[codes.to_numpy()]
+        return np.append(self._numbers, np.int32(0))[codes.fill_null(len(self._numbers)).to_numpy()]
+
+    def note(self, texts_T: pl.Series, numbers_T: NDArray[np.int32]) -> None:
+        """From now on, these texts of the last column stand for other numbers."""
+        self._numbers[texts_T.to_physical().to_numpy()] = numbers_T
