@@ -45,6 +45,7 @@ from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset
+from adrec.inference.backends import TorchBackend
 from adrec.inference.runtime import Runtime
 from adrec.models.ranker import Ranker
 from adrec.progress import Progress
@@ -258,9 +259,10 @@ class Part:
     ) -> None:
         trees = whole.runtime.trees if calibration.tree_weights is not None else None
         self.name = name
-        runtime = Runtime(whole.runtime.two_tower, ranker, calibration, trees=trees)
+        backend = TorchBackend(ranker)
+        runtime = Runtime(whole.runtime.two_tower, ranker, calibration, backend, trees=trees)
         self._recommender = Recommender(
-            runtime, whole.index, whole.state, whole.serving, version=name, clock=lambda: 0
+            runtime, whole.index.now.main, whole.state, whole.serving, version=name, clock=lambda: 0
         )
 
     def fit(self, dataset: Dataset) -> None:

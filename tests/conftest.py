@@ -64,6 +64,8 @@ SMALL: dict[str, Any] = {
     "training.ranker.batch_rows": 256,
     "training.ranker.learning_rate": 0.005,
     "serving.candidates": 100,
+    "serving.engine": "torch",  # OpenVINO has tests of its own; compiling takes seconds
+    "serving.precision": "float32",
 }
 """Settings of models so small that a run on the tiny world takes seconds."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adrec import bundle as bundle_module
-from adrec.bundle import Bundle, Manifest, find_version, publish
+from adrec.bundle import FORMAT, Bundle, Manifest, find_version, publish
 from adrec.errors import BundleError
 from adrec.models.ranker import RankerConfig
 from adrec.models.two_tower import TwoTowerConfig
@@ -206,7 +206,7 @@ class TestOpen:
     def test_another_format(self, run: Path) -> None:
         path = find_version(run) / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
-        with pytest.raises(BundleError, match="format 1, this adrec reads 2"):
+        with pytest.raises(BundleError, match=f"format 1, this adrec reads {FORMAT}"):
             Bundle.open(run)
 
     def test_current_names_nothing(self, run: Path) -> None:

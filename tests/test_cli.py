@@ -28,7 +28,7 @@ from adrec.recommender import Recommender
 
 COMMANDS = (
     "demo", "synth", "validate", "prepare", "train", "tune", "evaluate", "crossvalidate",
-    "recommend", "bench", "doctor",
+    "recommend", "bench", "export", "doctor",
 )  # fmt: skip
 
 
@@ -601,6 +601,16 @@ class TestBench:
     @pytest.mark.parametrize("flag", ["--requests", "--batch", "--threads"])
     def test_none_at_all(self, adrec: Adrec, tiny_run: Path, flag: str) -> None:
         assert adrec("bench", tiny_run, flag, 0).code == 2
+
+
+class TestExport:
+    def test_files(self, adrec: Adrec, tiny_run: Path, tmp_path: Path) -> None:
+        found = adrec("export", tiny_run, "--out", tmp_path / "onnx")
+        assert found.code == 0, found.err
+        names = {path.name for path in (tmp_path / "onnx").iterdir()}
+        graphs = {"ads.onnx", "prefix.onnx", "candidates.onnx"}
+        assert names == {*graphs, "interface.json", "example.npz", "calibration.json"}
+        assert all(name in found.err for name in graphs)
 
 
 class TestDoctor:

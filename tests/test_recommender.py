@@ -294,6 +294,12 @@ class TestWhoAsks:
             ({"exclude": "12"}, "exclude"),
             ({"exclude": [["12"]]}, "exclude"),
             ({"exclude": None}, "exclude"),
+            ({"only": ["banner"]}, "only is.*lists of values by field"),
+            ({"only": {"format": "banner"}}, "only"),
+            ({"never": {"format": [["banner"]]}}, "never"),
+            ({"never": None}, "never"),
+            ({"only": {"colour": ["red"]}}, "only: ads have no .*field called colour.*format"),
+            ({"never": {"price": [3]}}, "never: ads have no categorical field called price"),
         ],
     )
     def test_what_does_not_fit(
@@ -418,6 +424,65 @@ class TestExcluded:
         left = ids(skipping.recommend("7", everything))
         assert set(left) == set(ids(plain.recommend("7", everything))) - seen
         assert len(ids(skipping.recommend(None, everything))) == everything  # nobody saw anything
+
+
+class TestFilters:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def table(cls, tiny_world: Path) -> pl.DataFrame:
+        return pl.read_parquet(tiny_world / "ads.parquet").with_columns(
+            pl.col("ad_id").cast(pl.String), pl.col("advertiser_id").cast(pl.String)
+        )
+
+    def test_only_and_never(self, served: Callable[..., Recommender], table: pl.DataFrame) -> None:
+        """Of all ads, exactly those of the table that fit, in the order that they have without."""
+        recommender = served(candidates=400)
+        blocked = table["advertiser_id"].value_counts(sort=True)["advertiser_id"][:3].to_list()
+        fits = table.filter(
+            pl.col("format").is_in(["banner", "video"]) & ~pl.col("advertiser_id").is_in(blocked)
+        )
+        slate = recommender.recommend(
+            "7",
+            400,
+            context=CONTEXT,
+            only={"format": ["banner", "video", "hologram"]},
+            never={"advertiser_id": [int(blocked[0]), *blocked[1:]]},
+        )
+        everything = ids(recommender.recommend("7", 400, context=CONTEXT))
+        fitting = set(fits["ad_id"])
+        assert 20 < len(fitting) < 200
+        assert ids(slate) == [ad for ad in everything if ad in fitting]
+        assert slate.candidates == len(fitting)
+
+    def test_candidates_are_filled_with_ads_that_fit(
+        self, recommender: Recommender, table: pl.DataFrame
+    ) -> None:
+        """Filtering afterwards would leave a fifth of the 100 candidates."""
+        video = table.filter(pl.col("format") == "video")["ad_id"]
+        slate = recommender.recommend("7", 100, only={"format": ["video"]})
+        assert slate.candidates == min(100, len(video))
+        assert set(ids(slate)) <= set(video)
+
+    def test_with_exclusions(self, recommender: Recommender) -> None:
+        only = {"format": ["video"]}
+        best = ids(recommender.recommend("7", 5, only=only))
+        left = ids(recommender.recommend("7", 5, only=only, exclude=best[:2]))
+        assert not set(left) & set(best[:2])
+
+    def test_nothing_fits(self, recommender: Recommender) -> None:
+        assert recommender.recommend("7", 5, only={"format": ["hologram"]}).ads == ()
+        assert recommender.recommend("7", 5, only={"format": []}).ads == ()
+
+    def test_a_batch_of_different_filters(self, recommender: Recommender) -> None:
+        requests = [
+            Request(user="7", only={"format": ["video"]}),
+            Request(user="8"),
+            Request(user="9", only={"format": ["video"]}, exclude=["1", "2"]),
+            Request(user="7", never={"format": ["video"]}),
+        ]
+        together = recommender.recommend_batch(requests, 8)
+        for request, slate in zip(requests, together, strict=True):
+            same_slates(slate, recommender.recommend_batch([request], 8)[0])
 
 
 class TestOrder:

@@ -6,7 +6,9 @@
         manifest.json            configs, time of the log's end, SHA-256 and size of every file
         features/                schema.yaml, features.json, vocabularies.parquet
         ads.parquet, ads.safetensors
+        ad_rows.safetensors      what the ranker makes of each ad by itself
         two_tower.safetensors, ranker.safetensors, calibration.json
+        openvino/                the ranker's graphs in OpenVINO's format
         trees/                   boosted trees beside the ranker, where the settings ask for them
         index.faiss, index.faiss.json
         state/                   users, histories and counters at the log's end
@@ -30,16 +32,23 @@ from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
+from adrec.inference.backends import Engine, Precision
+from adrec.inference.choice import Admission, choose_backend, example_of
 from adrec.inference.runtime import Runtime
+from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.retrieval.index import AdIndex
+from adrec.retrieval.live import LiveConfig
 from adrec.schema import Schema, Strict
 from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
-FORMAT = 2
+CALIBRATION = "calibration.json"
+GRAPHS = "openvino"
+"""Folder of the ranker's graphs in a version."""
+FORMAT = 3
 """Of model versions and prepared logs: those of another one are made again."""
 
 
@@ -54,8 +63,18 @@ class ServingConfig(Strict):
     skip_seen: bool = False
     """Whether ads in a user's histories are left out (of impressions: never): for news and video,
     not for ads."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """Arithmetic of the ranker."""
+    engine: Literal["auto", Engine] = "auto"
+    """What runs the ranker; auto takes the faster one at start-up, by a short measurement."""
+    precision: Literal["auto", Precision] = "auto"
+    """Arithmetic of the ranker's first pass over all candidates. auto takes the fastest of those
+    that were admitted when the version was made: their AUC and their top 10 are those of float32.
+    """
+    rescored: int = Field(default=32, ge=1, le=100_000)
+    """Best candidates that are scored once more in float32 if the first pass was coarser."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads that work on one request; None: those of torch (OMP_NUM_THREADS, or all cores)."""
+    live: LiveConfig = LiveConfig()
+    """When the index of ads that were changed while serving is built anew."""
 
     def ordered_by(self, schema: Schema) -> str:
         """What ads are ordered by under a schema: `ecpm` or a task's name.
@@ -97,6 +116,8 @@ class Manifest(Strict):
     trees: bool = False
     """Whether boosted trees score beside the ranker."""
     serving: ServingConfig
+    admissions: tuple[Admission, ...] = ()
+    """How near to float32 each backend was found to be."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
 
 
@@ -134,16 +155,38 @@ class Bundle:
     def runtime(self) -> Runtime:
         """Both models with their calibration."""
         two_tower = TwoTower(self.manifest.two_tower, self.features.layout)
-        ranker = Ranker(self.manifest.ranker, self.features.layout)
         load_weights(self.path / "two_tower.safetensors", two_tower)
-        load_weights(self.path / "ranker.safetensors", ranker)
+        ranker = self.ranker()
         trees = None
         if self.manifest.trees:
             trees = Trees.load(self.path / "trees", self.features.layout)
-        text = (self.path / "calibration.json").read_text()
+        text = (self.path / CALIBRATION).read_text()
         calibration = Calibration.model_validate_json(text)
-        precision = self.manifest.serving.precision
-        return Runtime(two_tower, ranker, calibration, trees=trees, precision=precision)
+        serving = self.manifest.serving
+        ad_rows = AdRows.load(self.path / "ad_rows.safetensors")
+        backend = choose_backend(
+            ranker,
+            ad_rows,
+            self.path / GRAPHS,
+            example_of(State(self.features, self.catalogue), serving.candidates),
+            serving,
+            self.manifest.admissions,
+        )
+        return Runtime(
+            two_tower,
+            ranker,
+            calibration,
+            backend,
+            ad_rows=None if backend.precision == "float32" else ad_rows,
+            trees=trees,
+            rescored=serving.rescored,
+        )
+
+    def ranker(self) -> Ranker:
+        """The ranker, frozen."""
+        ranker = Ranker(self.manifest.ranker, self.features.layout)
+        load_weights(self.path / "ranker.safetensors", ranker)
+        return ranker.eval().requires_grad_(False)
 
     def index(self) -> AdIndex:
         """The index of the ads' vectors."""

@@ -124,7 +124,7 @@ def parse_request(text: str) -> "Request":
         return Request(**content)
     except (ValueError, TypeError) as error:
         raise RequestError(
-            f"not a request: {error}; keys are user, context, profile, at_ms, exclude"
+            f"not a request: {error}; keys are user, context, profile, at_ms, exclude, only, never"
         ) from error
 
 

@@ -20,20 +20,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from adrec.bundle import FORMAT, Manifest, find_version, publish, run_of
+from adrec.bundle import CALIBRATION, FORMAT, GRAPHS, Manifest, find_version, publish, run_of
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
 from adrec.data.criteo import open_criteo
 from adrec.data.layouts import detect_layout, open_layout
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError
+from adrec.evaluation.admission import measure_backends
 from adrec.evaluation.baselines import ranking_rivals
 from adrec.evaluation.known_world import WORLD_TASKS, known_scores, known_world
 from adrec.evaluation.offline import evaluate
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
+from adrec.inference.backends import Backend, Engine, Precision, TorchBackend
+from adrec.inference.choice import (
+    REFERENCE,
+    convert,
+    example_of,
+    is_installed,
+    make_backends,
+    possible,
+)
+from adrec.inference.runtime import Runtime
 from adrec.keys import files_of, has_key, key_of, write_key
+from adrec.models.ad_rows import AdRows
 from adrec.models.two_tower import embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
@@ -157,16 +169,46 @@ def publish_run(
     *,
     progress: Progress,
 ) -> Path:
-    """Index the ads and publish a version."""
+    """Index the ads, find out how exact each way of running the ranker is, publish a version."""
     progress.say(f"indexing {len(dataset.catalogue) - 1:,} ads")
     log_end_ms = int(dataset.time_ms_R[-1])
-    standing_AS = dataset.state("end").standing(log_end_ms + 1)
+    state = dataset.state("end")
+    standing_AS = state.standing(log_end_ms + 1)
     vectors = embed_ads(trained.two_tower, dataset.catalogue.encoded, standing_AS)
     tower = fingerprint(trained.two_tower)
     rows = np.arange(1, len(dataset.catalogue), dtype=np.int64)
     index = AdIndex.build(
         vectors[1:], config.index, ads=rows, tower=tower, threads=torch.get_num_threads()
     )
+    ad_rows = AdRows.of(trained.ranker, dataset.catalogue.encoded)
+    graphs = out / GRAPHS
+    shutil.rmtree(graphs, ignore_errors=True)
+    if is_installed("openvino") and config.serving.engine != "torch":
+        convert(trained.ranker, example_of(state, config.serving.candidates), graphs)
+
+    def served(backend: Backend) -> Recommender:
+        runtime = Runtime(
+            trained.two_tower,
+            trained.ranker,
+            calibration,
+            backend,
+            ad_rows=ad_rows,
+            trees=trained.trees,
+            rescored=config.serving.rescored,
+        )
+        serving, clock = config.serving, lambda: log_end_ms + 1
+        return Recommender(runtime, index, state, serving, version="", clock=clock)
+
+    others = [one for one in possible(graphs) if one != REFERENCE and _may_serve(config, *one)]
+    admissions = measure_backends(
+        make_backends(trained.ranker, graphs, others),
+        TorchBackend(trained.ranker),
+        ad_rows,
+        served,
+        dataset,
+    )
+    for one in admissions:
+        progress.say(str(one))
     manifest = Manifest(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         log_end_ms=log_end_ms,
@@ -175,6 +217,7 @@ def publish_run(
         ranker=config.ranker,
         trees=trained.trees is not None,
         serving=config.serving,
+        admissions=admissions,
     )
 
     def write(folder: Path) -> None:
@@ -183,9 +226,12 @@ def publish_run(
         dataset.catalogue.save(folder)
         save_weights(trained.two_tower, folder / "two_tower.safetensors")
         save_weights(trained.ranker, folder / "ranker.safetensors")
+        ad_rows.save(folder / "ad_rows.safetensors")
+        if graphs.exists():
+            graphs.rename(folder / GRAPHS)
         if trained.trees is not None:
             trained.trees.save(folder / "trees")
-        (folder / "calibration.json").write_text(calibration.model_dump_json(indent=1))
+        (folder / CALIBRATION).write_text(calibration.model_dump_json(indent=1))
         index.save(folder / "index.faiss")
         for stage in ("two-tower", "ranker"):
             (folder / "training").mkdir(exist_ok=True)
@@ -263,6 +309,12 @@ def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibrat
         positive_weight=config.training.ranker.positive_weight,
         trees_NK=None if trees is None else score_with_trees(trees, dataset, requests),
     )
+
+
+def _may_serve(config: RunConfig, engine: Engine, precision: Precision) -> bool:
+    """Whether the settings leave it to measurements that this backend serves."""
+    serving = config.serving
+    return serving.engine in ("auto", engine) and serving.precision in ("auto", precision)
 
 
 def _world_folder(config: DataConfig, schema: Schema) -> Path | None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,12 +20,19 @@ from adrec.bundle import Bundle, ServingConfig
 from adrec.data.parsing import as_text
 from adrec.errors import DataError, RequestError
 from adrec.features.batches import Query, candidates_of, stack_queries
+from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset
 from adrec.features.state import State, Visitor
 from adrec.features.transforms import Features
+from adrec.inference.backends import CandidateRows
 from adrec.inference.runtime import Runtime
 from adrec.models.two_tower import embed_ads
+from adrec.retrieval.ad_set import AdSet
+from adrec.retrieval.eligibility import Terms
+from adrec.retrieval.exclusion import search_without
 from adrec.retrieval.index import AdIndex
+from adrec.retrieval.live import LiveIndex, Snapshot
+from adrec.retrieval.live_ads import AdModels, LiveAds, Offer
 
 Clock = Callable[[], int]
 """Gives the time in UTC milliseconds."""
@@ -39,7 +47,8 @@ class Request:
 
     user: id; None or one never seen is a new user. context: raw values of the request's fields.
     profile: raw values of the user's fields, instead of those stored. at_ms: time in UTC
-    milliseconds; None is now. exclude: ids of ads not to show.
+    milliseconds; None is now. exclude: ids of ads not to show. only: values by categorical field of
+    ads, of which an ad needs one in each field. never: values by field, of which it may have none.
 
     Raises:
         RequestError: one of them is of another type.
@@ -50,6 +59,8 @@ class Request:
     profile: Mapping[str, Any] | None = None
     at_ms: int | None = None
     exclude: Collection[str | int] = ()
+    only: Terms = field(default_factory=dict)
+    never: Terms = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -58,6 +69,8 @@ class Request:
             ("profile", isinstance(self.profile, Mapping | None), "values by field"),
             ("at_ms", isinstance(self.at_ms, int | np.integer | None), "whole milliseconds"),
             ("exclude", _are_ids(self.exclude), "a list of ids"),
+            ("only", _are_terms(self.only), "lists of values by field"),
+            ("never", _are_terms(self.never), "lists of values by field"),
         ):
             if not fits:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; give {wanted}")
@@ -109,7 +122,11 @@ class Scored:
 
 
 class Recommender:
-    """A model version with the state it answers from."""
+    """A model version with the state it answers from, and the ads on offer.
+
+    `ads` are those of the version until they are changed through it (`ads.put`, `pause`, `resume`,
+    `remove`), which may happen while requests are answered.
+    """
 
     def __init__(
         self,
@@ -121,13 +138,21 @@ class Recommender:
         version: str,
         clock: Clock,
     ) -> None:
-        self.runtime, self.index, self.state = runtime, index, state
+        self.runtime, self.state = runtime, state
         self.serving, self.version = serving, version
         self._clock = clock
         self._tasks = [task.name for task in state.schema.tasks]
         self._bids = state.schema.bid_micros is not None
         self._rank_by = serving.ordered_by(state.schema)
         self._reading = threading.Lock()  # what becomes known by now is taken in while reading
+        self.ads = LiveAds(
+            index,
+            serving.live,
+            state,
+            AdModels(runtime.two_tower, runtime.ranker, runtime.ad_rows),
+            clock=clock,
+            reading=self._reading,
+        )
 
     @classmethod
     def load(cls, directory: Path | str, *, clock: Clock | None = None) -> Self:
@@ -153,10 +178,19 @@ class Recommender:
         )
 
     def with_state(self, state: State) -> "Recommender":
-        """The same models answering from another state: for replaying a log."""
+        """The same models answering from another state: for replaying a log.
+
+        Raises:
+            DataError: ads were changed since the version was loaded.
+        """
+        if self.ads.changed:
+            raise DataError(
+                f"ads were changed since version {self.version} was loaded; load it again to "
+                "replay a log with it"
+            )
         return Recommender(
             self.runtime,
-            self.index,
+            self.index.now.main,
             state,
             self.serving,
             version=self.version,
@@ -178,6 +212,11 @@ class Recommender:
             self.runtime, index, state, self.serving, version=self.version, clock=self._clock
         )
 
+    @property
+    def index(self) -> LiveIndex[Offer]:
+        """The ads' vectors, searchable while they change."""
+        return self.ads.index
+
     def recommend(
         self,
         user: str | int | None = None,
@@ -187,6 +226,8 @@ class Recommender:
         profile: Mapping[str, Any] | None = None,
         at_ms: int | None = None,
         exclude: Collection[str | int] = (),
+        only: Terms | None = None,
+        never: Terms | None = None,
     ) -> Slate:
         """The best k ads for one user; see `Request` for the arguments.
 
@@ -194,7 +235,13 @@ class Recommender:
             RequestError: k below 1, or a value that does not fit its field.
         """
         request = Request(
-            user=user, context=context or {}, profile=profile, at_ms=at_ms, exclude=exclude
+            user=user,
+            context=context or {},
+            profile=profile,
+            at_ms=at_ms,
+            exclude=exclude,
+            only=only or {},
+            never=never or {},
         )
         return self.recommend_batch([request], k)[0]
 
@@ -205,19 +252,25 @@ class Recommender:
         if not requests:
             return []
         watch = Stopwatch()
+        now = self.index.now  # index, catalogue and eligibility of one instant
+        catalogue, eligibility = now.about.catalogue, now.about.eligibility
+        allowed = [eligibility.of(request.only, request.never) for request in requests]
         with watch("features"), self._reading:
             visitors = [self._visit(request) for request in requests]
             query = stack_queries([self.state.query(visitor) for visitor in visitors])
-            excluded = [self._excluded(r, v) for r, v in zip(requests, visitors, strict=True)]
+            excluded = [
+                self._excluded(r, v, catalogue) for r, v in zip(requests, visitors, strict=True)
+            ]
         with watch("retrieve"):
-            ads_BN = self.retrieve(query, max(self.serving.candidates, k), excluded)
+            count = max(self.serving.candidates, k)
+            ads_BN = self.retrieve(query, count, excluded, allowed=allowed, now=now)
         with watch("rank"):
-            scored = self.rank(visitors, query, ads_BN)
+            scored = self.rank(visitors, query, ads_BN, shown=k, offer=now.about)
         with watch("order"):
             places, ads = scored.top(k)
             slates = [
                 tuple(
-                    self._ranked(scored, b, place)
+                    self._ranked(scored, b, place, catalogue)
                     for place, ad in zip(places[b], ads[b], strict=True)
                     if ad > 0
                 )
@@ -240,36 +293,74 @@ class Recommender:
         count: int,
         excluded: Sequence[NDArray[np.integer]] | None = None,
         *,
+        allowed: Sequence[AdSet | None] | None = None,
         exact: bool = False,
+        now: Snapshot[Offer] | None = None,
     ) -> NDArray[np.int64]:
         """Ads nearest to each of B requests, [B, count], best first, 0 where there are fewer.
 
         Args:
             excluded: rows never to return, for each request.
+            allowed: what each request may get; None: every active ad. Requests with the same
+                object are searched for together.
             exact: scan all ads instead of asking the index.
+            now: what to search; None: the ads as they are.
         """
+        now = now or self.index.now
         vectors = self.runtime.embed(query)
-        count = min(count, len(self.index))
-        if excluded is None or not any(len(rows) for rows in excluded):
-            return np.maximum(self.index.search(vectors, count, exact=exact).ads_QK, 0)
-        found = []
-        for vector, rows in zip(vectors, excluded, strict=True):
-            allowed = np.ones(len(self.state.catalogue), bool)
-            allowed[rows] = False
-            one = self.index.search(vector[None, :], count, allowed=allowed, exact=exact)
-            found.append(np.maximum(one.ads_QK[0], 0))
-        return np.stack(found)
+        count, requests = min(count, len(now)), range(len(vectors))
+        if excluded is None:
+            excluded = [np.zeros(0, np.int64)] * len(vectors)
+        if allowed is None:
+            allowed = [now.about.eligibility.active] * len(vectors)
+        ads_BN = np.zeros((len(vectors), count), np.int64)
+        for within in {id(one): one for one in allowed}.values():
+            alike = [b for b in requests if allowed[b] is within]
+            found = search_without(
+                now,
+                vectors[alike],
+                count,
+                [excluded[b] for b in alike],
+                allowed=within,
+                exact=exact,
+            )
+            ads_BN[alike] = np.maximum(found.ads_QK, 0)
+        return ads_BN
 
-    def rank(self, visitors: Sequence[Visitor], query: Query, ads_BN: NDArray[np.int64]) -> Scored:
-        """Score candidates and compute what they are ordered by."""
+    def rank(
+        self,
+        visitors: Sequence[Visitor],
+        query: Query,
+        ads_BN: NDArray[np.int64],
+        *,
+        shown: int = 10,
+        offer: Offer | None = None,
+    ) -> Scored:
+        """Score candidates and compute what they are ordered by.
+
+        Args:
+            visitors: who asks.
+            query: the same, encoded.
+            ads_BN: their candidates, rows of the offer's catalogue; 0 where there is none.
+            shown: how many of the best are wanted; these have exact scores.
+            offer: the ads of an instant; None: as they are now.
+        """
+        offer = offer or self.index.now.about
+        catalogue = offer.catalogue
         with self._reading:
             counters = np.stack(
-                [self.state.counters(v, ads) for v, ads in zip(visitors, ads_BN, strict=True)]
+                [
+                    self.state.counters(v, ads, catalogue)
+                    for v, ads in zip(visitors, ads_BN, strict=True)
+                ]
             )
         on_top = np.ones(ads_BN.shape, np.int32)
-        candidates = candidates_of(self.state.catalogue.encoded, ads_BN, counters, on_top)
-        scores = self.runtime.score(query, candidates)
-        order = self._order(ads_BN, scores)
+        candidates = candidates_of(catalogue.encoded, ads_BN, counters, on_top)
+        order_of = partial(self._order, ads_BN, catalogue)
+        scores = self.runtime.score(
+            query, candidates, CandidateRows(offer.ad_rows, ads_BN), order_of, shown=shown
+        )
+        order = order_of(scores)
         return Scored(ads_BN, scores, np.where(ads_BN > 0, order, -np.inf))
 
     def score_log(self, dataset: Dataset, requests: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -290,26 +381,30 @@ class Recommender:
         at_ms = self._clock() if request.at_ms is None else request.at_ms
         return self.state.visit(request.user, at_ms, request.context, request.profile)
 
-    def _excluded(self, request: Request, visitor: Visitor) -> NDArray[np.integer]:
-        directory = self.state.catalogue.directory
-        rows = np.array([directory.row(as_text(ad) or "") for ad in request.exclude], np.int64)
+    def _excluded(
+        self, request: Request, visitor: Visitor, catalogue: Catalogue
+    ) -> NDArray[np.int64]:
+        rows = [catalogue.directory.row(as_text(ad) or "") for ad in request.exclude]
         if self.serving.skip_seen:
-            rows = np.concatenate([rows, self.state.history_ads(visitor)])
-        return rows
+            rows += self.state.history_ads(visitor).tolist()
+        return np.unique(np.array(rows, np.int64))
 
     def _order(
-        self, ads_BN: NDArray[np.int64], scores_BNK: NDArray[np.float64]
+        self,
+        ads_BN: NDArray[np.int64],
+        catalogue: Catalogue,
+        scores_BNK: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         if self._rank_by == "ecpm":
-            return scores_BNK[..., 0] * self.state.catalogue.bid_micros_A[ads_BN]
+            return scores_BNK[..., 0] * catalogue.bid_micros_A[ads_BN]
         return scores_BNK[..., self._tasks.index(self._rank_by)]
 
-    def _ranked(self, scored: Scored, request: int, place: int) -> RankedAd:
+    def _ranked(self, scored: Scored, request: int, place: int, catalogue: Catalogue) -> RankedAd:
         row = int(scored.ads_BN[request, place])
         scores = scored.scores_BNK[request, place]
-        bid = int(self.state.catalogue.bid_micros_A[row])
+        bid = int(catalogue.bid_micros_A[row])
         return RankedAd(
-            ad_id=self.state.catalogue.directory.id(row),
+            ad_id=catalogue.directory.id(row),
             scores=dict(zip(self._tasks, scores.tolist(), strict=True)),
             value_micros=float(scores[0] * bid) if self._bids else None,
             order_by=float(scored.order_BN[request, place]),
@@ -321,6 +416,16 @@ def _are_ids(value: object) -> bool:
         isinstance(value, Collection)
         and not isinstance(value, str | Mapping)
         and all(isinstance(one, _ID) for one in value)
+    )
+
+
+def _are_terms(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(values, Collection)
+        and not isinstance(values, str | Mapping)
+        and all(one is None or isinstance(one, _ID) for one in values)
+        for name, values in value.items()
     )
 
 

@@ -1,4 +1,6 @@
-"""What every kind of `AdIndex` owes its caller. A kind gets the whole suite in a five-line class:
+"""What an index owes its caller: `SearchContract` any, `AdIndexContract` every kind of `AdIndex`.
+
+A kind gets the whole suite in a five-line class:
 
 class TestIvf(AdIndexContract):
     config = IndexConfig(kind="ivf", nlist=32, nprobe=12)
@@ -7,6 +9,7 @@ class TestIvf(AdIndexContract):
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adrec.errors import BundleError, ConfigError, DataError
+from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.index import AdIndex, Found
 from adrec.retrieval.index_config import IndexConfig
 
@@ -47,7 +51,7 @@ def recall(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([np.isin(t, f).mean() for f, t in zip(found, truth, strict=True)]))
 
 
-class AdIndexContract:
+class SearchContract:
     config: IndexConfig
     recall_floor: float  # recall@K, unfiltered and filtered; the least measured is .02 above
     score_tolerance = 1e-5  # |score - float32 inner product|; 8-bit refinement needs more
@@ -63,10 +67,15 @@ class AdIndexContract:
         """Catalogue rows with gaps and in no order, so that a position is never its row."""
         return np.random.default_rng(1).permutation(A + 500)[:A].astype(np.int64)
 
+    @classmethod
+    def build(cls, vectors: np.ndarray, ads: np.ndarray | None = None, threads: int = 1) -> Any:
+        """An index of just these ads."""
+        raise NotImplementedError
+
     @pytest.fixture(scope="class")
     @classmethod
-    def index(cls, data: tuple[np.ndarray, np.ndarray], ads: np.ndarray) -> AdIndex:
-        return AdIndex.build(data[0], cls.config, ads=ads, tower=TOWER)
+    def index(cls, data: tuple[np.ndarray, np.ndarray], ads: np.ndarray) -> Any:
+        return cls.build(data[0], ads)
 
     def check(self, found: Found, vectors: np.ndarray, queries: np.ndarray) -> None:
         """Shapes, types, order, padding; scores are those of the ads (`vectors` by ad row)."""
@@ -104,7 +113,7 @@ class AdIndexContract:
     @pytest.mark.parametrize("passing", [0.9, 0.5, 0.1, 0.01])
     def test_recall_under_a_filter(self, index, data, ads, passing):
         allowed = np.random.default_rng(2).random(ads.max() + 1) < passing
-        found = index.search(data[1], K, allowed=allowed)
+        found = index.search(data[1], K, allowed=AdSet.of(allowed))
         truth, _ = brute_force(*data, min(K, allowed[ads].sum()), allowed[ads])
         assert recall(found.ads_QK, ads[truth]) >= self.recall_floor
         assert allowed[found.ads_QK[found.ads_QK >= 0]].all()
@@ -131,30 +140,94 @@ class AdIndexContract:
             allowed = np.zeros(size, dtype=np.bool_)
             near = ads[np.argsort(data[0] @ data[1][0])]
             allowed[near[: int(passing * A)]] = True
-        found = index.search(data[1][:3], k, allowed=allowed, exact=exact)
+        found = index.search(data[1][:3], k, allowed=AdSet.of(allowed), exact=exact)
         self.check(found, self.by_row(data[0], ads), data[1][:3])
         assert allowed[found.ads_QK[found.ads_QK >= 0]].all()
         assert ((found.ads_QK >= 0).sum(axis=1) == min(k, allowed[ads].sum())).all()
 
     def test_default_ids_and_a_longer_mask(self, data):
-        index = AdIndex.build(data[0][:500], self.config, tower=TOWER)
+        index = self.build(data[0][:500])
         allowed = np.arange(800) % 3 == 0  # the catalogue has grown since the index was built
-        found = index.search(data[1], 10, allowed=allowed)
+        found = index.search(data[1], 10, allowed=AdSet.of(allowed))
         assert (found.ads_QK % 3 == 0).all()
         assert found.ads_QK.max() < 500
         self.check(found, data[0], data[1])
 
+    @pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 40, 255, 257])
+    def test_small_catalogues(self, data, n, capfd):
+        index = self.build(data[0][:n])
+        found = index.search(data[1], n + 2)
+        self.check(found, data[0], data[1])
+        assert ((found.ads_QK >= 0).sum(axis=1) == n).all()
+        assert set(found.ads_QK[:, n:].ravel()) == {-1}
+        assert capfd.readouterr() == ("", "")  # FAISS prints its warnings past Python
+
+    def test_duplicates(self, data):
+        """60 copies of one ad and a catalogue of nothing else: all come back, each once."""
+        vectors = np.repeat(data[0][:1], 60, axis=0)
+        found = self.build(vectors).search(data[1], 60)
+        assert (np.sort(found.ads_QK, axis=1) == np.arange(60)).all()
+
+    def test_concurrent_searches_equal_sequential(self, index, data, ads):
+        rng = np.random.default_rng(3)
+        shares = (0.95, 0.7, 0.5, 0.2, 0.05)
+        masks = [AdSet.of(rng.random(ads.max() + 1) < share) for share in shares] + [None]
+        calls = [(data[1][i : i + 2], masks[i % 6], i % 5 == 0) for i in range(Q - 1)] * 3
+
+        def answer(call: tuple[np.ndarray, AdSet | None, bool]) -> Found:
+            return index.search(call[0], 20, allowed=call[1], exact=call[2])
+
+        sequential = [answer(call) for call in calls]
+        with ThreadPoolExecutor(4) as pool:
+            for one, other in zip(sequential, pool.map(answer, calls), strict=True):
+                np.testing.assert_array_equal(one.ads_QK, other.ads_QK)
+                np.testing.assert_array_equal(one.scores_QK, other.scores_QK)
+
+    def test_the_same_seed_gives_the_same_index(self, data):
+        first, again = (self.build(data[0][:1000]).search(data[1], K) for _ in range(2))
+        np.testing.assert_array_equal(first.ads_QK, again.ads_QK)
+
+    def test_unusable_searches(self, index, data, ads):
+        bad = data[1].copy()
+        bad[4, 0] = np.nan
+        with pytest.raises(DataError, match="query 4 holds NaN"):
+            index.search(bad, K)
+        with pytest.raises(DataError, match=f"\\[Q, {D}\\]"):
+            index.search(data[1][:, :-1], K)
+        with pytest.raises(DataError, match="float64"):
+            index.search(data[1].astype(np.float64), K)
+        for k in (0, -1):
+            with pytest.raises(ConfigError, match=f"k is {k}"):
+                index.search(data[1], k)
+        with pytest.raises(DataError, match=f"{ads.max():,} ad rows.*up to row {ads.max():,}"):
+            index.search(data[1], K, allowed=AdSet.none(ads.max()))
+        assert index.search(data[1][:0], K).ads_QK.shape == (0, K)
+
+
+class AdIndexContract(SearchContract):
+    @classmethod
+    def build(cls, vectors: np.ndarray, ads: np.ndarray | None = None, threads: int = 1) -> AdIndex:
+        return AdIndex.build(vectors, cls.config, tower=TOWER, ads=ads, threads=threads)
+
+    def test_stored_vectors(self, index, data, ads):
+        """All of them by row, so that another index can be built of them."""
+        rows, vectors = index.vectors()
+        np.testing.assert_array_equal(rows, ads)
+        # 8 bits a number: a column spans at most 1.2
+        tolerance = 0 if self.score_tolerance <= 1e-5 else 1.2 / 255
+        np.testing.assert_allclose(vectors, data[0], atol=tolerance)
+
     @pytest.mark.parametrize("ids", [True, False])
     def test_round_trip(self, index, data, ads, ids, tmp_path: Path):
         if not ids:
-            index = AdIndex.build(data[0], self.config, tower=TOWER)
+            index = self.build(data[0])
         path = tmp_path / "ads.faiss"
         index.save(path)
         loaded = AdIndex.load(path, tower=TOWER)
         assert loaded.config == self.config
         assert (len(loaded), loaded.dim, loaded.kind) == (A, D, index.kind)
         assert loaded.memory_bytes == index.memory_bytes
-        allowed = np.arange(ads.max() + 1) % 2 == 0
+        allowed = AdSet.of(np.arange(ads.max() + 1) % 2 == 0)
         for arguments in ({}, {"allowed": allowed}, {"exact": True}):
             before, after = (i.search(data[1], K, **arguments) for i in (index, loaded))
             np.testing.assert_array_equal(before.ads_QK, after.ads_QK)
@@ -167,46 +240,8 @@ class AdIndexContract:
         with pytest.raises(BundleError, match=f"{TOWER}.*{'b' * 16}.*adrec train"):
             AdIndex.load(path, tower="b" * 16)
 
-    @pytest.mark.parametrize("n", [1, 2, 3, 15, 16, 17, 40, 255, 257])
-    def test_small_catalogues(self, data, n, capfd):
-        index = AdIndex.build(data[0][:n], self.config, tower=TOWER)
-        found = index.search(data[1], n + 2)
-        self.check(found, data[0], data[1])
-        assert ((found.ads_QK >= 0).sum(axis=1) == n).all()
-        assert set(found.ads_QK[:, n:].ravel()) == {-1}
-        assert capfd.readouterr() == ("", "")  # FAISS prints its warnings past Python
-
-    def test_duplicates(self, data):
-        """60 copies of one ad and a catalogue of nothing else: all come back, each once."""
-        vectors = np.repeat(data[0][:1], 60, axis=0)
-        found = AdIndex.build(vectors, self.config, tower=TOWER).search(data[1], 60)
-        assert (np.sort(found.ads_QK, axis=1) == np.arange(60)).all()
-
-    def test_concurrent_searches_equal_sequential(self, index, data, ads):
-        rng = np.random.default_rng(3)
-        masks = [rng.random(ads.max() + 1) < p for p in (0.95, 0.7, 0.5, 0.2, 0.05)] + [None]
-        calls = [(data[1][i : i + 2], masks[i % 6], i % 5 == 0) for i in range(Q - 1)] * 3
-
-        def answer(call: tuple[np.ndarray, np.ndarray | None, bool]) -> Found:
-            return index.search(call[0], 20, allowed=call[1], exact=call[2])
-
-        sequential = [answer(call) for call in calls]
-        with ThreadPoolExecutor(4) as pool:
-            for one, other in zip(sequential, pool.map(answer, calls), strict=True):
-                np.testing.assert_array_equal(one.ads_QK, other.ads_QK)
-                np.testing.assert_array_equal(one.scores_QK, other.scores_QK)
-
-    def test_the_same_seed_gives_the_same_index(self, data):
-        first, again = (
-            AdIndex.build(data[0][:1000], self.config, tower=TOWER).search(data[1], K)
-            for _ in range(2)
-        )
-        np.testing.assert_array_equal(first.ads_QK, again.ads_QK)
-
     def test_unusable_vectors(self, data):
-        def build(vectors: np.ndarray, ads: np.ndarray | None = None) -> AdIndex:
-            return AdIndex.build(vectors, self.config, tower=TOWER, ads=ads)
-
+        build = self.build
         for bad in (np.nan, np.inf, -np.inf):
             vectors = data[0][:50].copy()
             vectors[31, 2] = bad
@@ -225,22 +260,4 @@ class AdIndexContract:
         with pytest.raises(DataError, match="negative id -4"):
             build(data[0][:2], np.array([-4, 1]))
         with pytest.raises(ConfigError, match="threads is 0"):
-            AdIndex.build(data[0][:2], self.config, tower=TOWER, threads=0)
-
-    def test_unusable_searches(self, index, data, ads):
-        bad = data[1].copy()
-        bad[4, 0] = np.nan
-        with pytest.raises(DataError, match="query 4 holds NaN"):
-            index.search(bad, K)
-        with pytest.raises(DataError, match=f"\\[Q, {D}\\]"):
-            index.search(data[1][:, :-1], K)
-        with pytest.raises(DataError, match="float64"):
-            index.search(data[1].astype(np.float64), K)
-        for k in (0, -1):
-            with pytest.raises(ConfigError, match=f"k is {k}"):
-                index.search(data[1], k)
-        with pytest.raises(DataError, match=f"at least \\[{ads.max() + 1}\\]"):
-            index.search(data[1], K, allowed=np.ones(ads.max(), dtype=np.bool_))
-        with pytest.raises(DataError, match="allowed is int64"):
-            index.search(data[1], K, allowed=np.ones(ads.max() + 1, dtype=np.int64))
-        assert index.search(data[1][:0], K).ads_QK.shape == (0, K)
+            build(data[0][:2], threads=0)

@@ -270,8 +270,7 @@ class TestRetrieval:
         standing_AS = dataset.state("test").standing(dataset.split.test_from_ms)
         model, catalogue = recommender.runtime.two_tower, dataset.catalogue.encoded
         ads = embed_ads(model, catalogue, standing_AS)[1:]
-        core = recommender.index._core
-        published = core.reconstruct_n(0, core.ntotal)[:, : recommender.index.dim]
+        published = recommender.index.now.vectors()[1]
         assert np.abs(ads - published).max() > 1e-3
         found = []
         for q, request in enumerate(asked.requests_Q):
@@ -292,7 +291,7 @@ class TestRetrieval:
         bundle = Bundle.open(tiny_run)
         exact = bundle.index()
         narrow = AdIndex.build(
-            exact._core.reconstruct_n(0, len(exact))[:, : exact.dim],
+            exact.vectors()[1],
             IndexConfig(kind="ivf", nlist=16, nprobe=1, max_widening=1.0),
             ads=np.arange(1, 401),
             tower=bundle.manifest.tower,

@@ -16,8 +16,10 @@ from adrec.features.transforms import Layout
 from adrec.models.layers import SharedPrefixBlock
 from adrec.models.ranker import (
     History,
+    Prefix,
     Ranker,
     RankerConfig,
+    histories_of,
     history_matches,
     known_together,
 )
@@ -82,9 +84,16 @@ class Threads:
         torch.set_num_threads(count)
         try:
             with torch.inference_mode():
-                return model(batch), model.score(model.prefix(batch.query), batch.candidates)
+                return model(batch), judged(model, model.prefix(batch.query), batch)
         finally:
             torch.set_num_threads(self.before)
+
+
+def judged(model: Ranker, prefix: Prefix, batch: Batch) -> list[Tensor]:
+    """The batch's candidates with a prefix that was encoded before."""
+    c = batch.candidates
+    together = known_together(histories_of(batch.query, model.layout.impressions), c)
+    return model.judge(prefix, model.ads(c.ads), together, c.position_BN)
 
 
 def with_candidates(dataset: Dataset, batch: Batch, count: int) -> Batch:
@@ -213,9 +222,10 @@ def test_a_score_does_not_depend_on_the_slate(
     shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         prefix = ranker.prefix(many.query)
-        whole = ranker.score(prefix, many.candidates)
+        whole = judged(ranker, prefix, many)
         for places in (shuffled, shuffled[:7], torch.tensor([41])):
-            part = ranker.score(prefix, pick(many.candidates, places))
+            some = replace(many, candidates=pick(many.candidates, places))
+            part = judged(ranker, prefix, some)
             for k in range(len(whole)):
                 np.testing.assert_allclose(part[k], whole[k][:, places], atol=TOLERANCE)
 
@@ -329,7 +339,8 @@ def test_nothing_matches_an_empty_history() -> None:
 def test_what_is_known_together_is_counters_then_matches_in_order_of_the_sequences(
     ranker: Ranker, batch: Batch
 ) -> None:
-    c, histories = batch.candidates, ranker.prefix(batch.query).histories
+    c = batch.candidates
+    histories = histories_of(batch.query, ranker.layout.impressions)
     found = known_together(histories, c)
     fields = c.ads.categorical.shape[-1]
     widths = [c.counters_BNC.shape[-1], 3 * fields, 5 * fields]  # the impressions tell clicks, too
@@ -346,7 +357,7 @@ def test_numbers_are_scaled_by_the_real_impressions_of_all_batches(
     batches = [ragged(tiny_dataset, 24), tiny_dataset.batch(tiny_dataset.requests("train")[-40:])]
     rows = []
     for batch in batches:
-        known = known_together(ranker.prefix(batch.query).histories, batch.candidates)
+        known = known_together(histories_of(batch.query, (False, True)), batch.candidates)
         rows += [known[b, n].tolist() for b, n in batch.candidates.mask_BN.nonzero().tolist()]
     assert len(rows) == sum(batch.rows for batch in batches) < 64 * 4
     ranker.fit_numbers(iter(batches))
@@ -540,9 +551,9 @@ def test_the_loss_falls(tiny_dataset: Dataset, layout: Layout) -> None:
 def test_bf16_is_close_to_float32(ranker: Ranker, tiny_dataset: Dataset, batch: Batch) -> None:
     many = with_candidates(tiny_dataset, batch, 200)
     with torch.inference_mode():
-        exact = ranker.predict(ranker.prefix(many.query), many.candidates)
+        exact = ranker.predict(many.query, many.candidates)
         with torch.autocast("cpu", torch.bfloat16):
-            short = ranker.predict(ranker.prefix(many.query), many.candidates)
+            short = ranker.predict(many.query, many.candidates)
     assert short.dtype == torch.float32
     # bf16 keeps 8 bits: 0.4 % a product. Through 3 blocks and a head a logit is off by about 0.02,
     # a probability by as much of itself.
@@ -558,7 +569,7 @@ def test_predictions_are_probabilities_and_values(
     ranker: Ranker, batch: Batch, layout: Layout
 ) -> None:
     with torch.inference_mode():
-        found = ranker.predict(ranker.prefix(batch.query), batch.candidates)
+        found = ranker.predict(batch.query, batch.candidates)
         outputs = ranker(batch)
     assert found.shape == (REQUESTS, 4, 3)
     assert ((found[..., :2] > 0) & (found[..., :2] < 1)).all()
@@ -573,7 +584,7 @@ def test_it_starts_at_the_rates_of_the_log(tiny_dataset: Dataset, layout: Layout
     model = Ranker(RankerConfig(), layout).eval()
     batch = tiny_dataset.batch(tiny_dataset.requests("train")[:64])
     with torch.inference_mode():
-        mean = model.predict(model.prefix(batch.query), batch.candidates).mean((0, 1))
+        mean = model.predict(batch.query, batch.candidates).mean((0, 1))
     for k in (0, 1):  # within a third: the last layer's weights are random, its bias is the rate
         assert float(mean[k]) == pytest.approx(layout.task_means[k], rel=0.33)
 

@@ -13,6 +13,7 @@ from adrec.features.batches import UNKNOWN_GAP, Batch, Fields, HistoryItems, Pas
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models import two_tower as module
+from adrec.models.layers import Constant
 from adrec.models.losses import binary_loss, log_expected_count
 from adrec.models.two_tower import (
     Draws,
@@ -638,7 +639,7 @@ def test_a_log_may_lack_histories_user_fields_and_counters(layout: Layout) -> No
         layout, user_sizes=(), request_sizes=(), history_lengths=(), impressions=(), standing=0
     )
     model = TwoTower(SMALL, bare)
-    assert model.user_tower[0].in_features == 0
+    assert isinstance(model.user_tower[0], Constant)
     nothing = Fields(torch.zeros((3, 0), dtype=torch.int32), torch.zeros((3, 0)))
     ads = Fields(
         torch.zeros((3, len(layout.ad_sizes)), dtype=torch.int32),

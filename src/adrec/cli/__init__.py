@@ -27,6 +27,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     run.crossvalidate: "adrec crossvalidate --data data/world --out runs/folds --folds 3",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",
     use.bench: "adrec bench runs/mine --requests 500",
+    use.export: "adrec export runs/mine --out runs/mine/onnx",
     use.doctor: "adrec doctor",
 }
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adrec.console import (
+    notes,
     parse_pairs,
     parse_request,
     show_findings,
@@ -96,6 +97,31 @@ def bench(
         index_mb=recommender.index.memory_bytes / 1e6,
     )
     write_json(json_file, rows)
+
+
+def export(
+    folder: Run,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")],
+) -> None:
+    """Write the ranker as ONNX files, for other runtimes (docs/export.md)."""
+    import shutil
+
+    from adrec.bundle import CALIBRATION, Bundle
+    from adrec.inference.onnx_export import export_onnx, sample_requests
+
+    bundle = Bundle.open(folder)
+    query, candidates = sample_requests(bundle.state(), bundle.manifest.log_end_ms + 1)
+    interface = export_onnx(
+        bundle.ranker(),
+        query,
+        candidates,
+        out,
+        version=bundle.manifest.version,
+        tasks=[task.name for task in bundle.features.schema.tasks],
+    )
+    shutil.copy(bundle.path / CALIBRATION, out / CALIBRATION)
+    for graph in interface.graphs:
+        notes.print(f"wrote {out / graph.file}", highlight=False)
 
 
 def doctor(

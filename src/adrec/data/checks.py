@@ -38,10 +38,15 @@ def check_keyed(tables: Tables) -> list[Problem]:
     problems: list[Problem] = []
     for table, key in ((tables.users, USER_ID), (tables.ads, AD_ID)):
         if table is not None:
-            problems += check_table(table)
-            with reading(table.file):
-                problems += _check_unique(table, key)
+            problems += check_rows(table, key)
     return problems
+
+
+def check_rows(table: Table, key: str) -> list[Problem]:
+    """Everything wrong with one table whose rows have an id of their own."""
+    problems = check_table(table)
+    with reading(table.file):
+        return problems + _check_unique(table, key)
 
 
 def check_table(table: Table) -> list[Problem]:

@@ -271,6 +271,15 @@ def _ad_columns(schema: Schema) -> tuple[Column, ...]:
     return (*columns, *_field_columns(schema, "ads"))
 
 
+def ad_columns(schema: Schema) -> tuple[Column, ...]:
+    """What describes an ad, whether it stands in a table of ads or with the impressions."""
+    if schema.ads_table:
+        return _ad_columns(schema)
+    key = Column(name=AD_ID, source=schema.ad_id, dtype=pl.String(), required=True)
+    own = {field.name for field in schema.ad_fields}
+    return (key, *(c for c in _field_columns(schema, "impressions") if c.name in own))
+
+
 def _field_columns(schema: Schema, table: TableName) -> list[Column]:
     columns: list[Column] = []
     for field in schema.fields:

@@ -112,6 +112,19 @@ class Candidates:
     position_BN: Tensor
     mask_BN: Tensor
 
+    def at(self, place_BM: Tensor) -> "Candidates":
+        """Some places of each request's slate, [B, M, ...]."""
+
+        def some(of_ads: Tensor) -> Tensor:
+            return of_ads.take_along_dim(place_BM[..., None], dim=1)
+
+        return Candidates(
+            ads=Fields(some(self.ads.categorical), some(self.ads.dense)),
+            counters_BNC=some(self.counters_BNC),
+            position_BN=self.position_BN.take_along_dim(place_BM, dim=1),
+            mask_BN=self.mask_BN.take_along_dim(place_BM, dim=1),
+        )
+
 
 @dataclass(frozen=True)
 class Batch:

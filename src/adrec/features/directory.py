@@ -1,6 +1,6 @@
 """Directory: ids of users or ads and the rows that stand for them; row 0 is whoever is unknown."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -20,6 +20,7 @@ class Directory:
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self._ids: list[str] = [""]
         self._rows: dict[str, int] = {}
+        self._size = 1
         self._lookup, self._looked_up = Lookup(self._find), 1
         for row, key in enumerate(ids, start=1):
             if self.add(key) != row:
@@ -27,18 +28,32 @@ class Directory:
 
     def __len__(self) -> int:
         """Number of rows, row 0 included."""
-        return len(self._ids)
+        return self._size
 
     def add(self, key: str) -> int:
         """The row of an id, a new one if it has none."""
-        row = self._rows.setdefault(key, len(self._ids))
-        if row == len(self._ids):
+        if len(self._ids) != self._size:  # a longer one shares the lists
+            self._ids = self._ids[: self._size]
+            self._rows = {key: row for row, key in enumerate(self._ids) if row}
+        row = self._rows.setdefault(key, self._size)
+        if row == self._size:
             self._ids.append(key)
+            self._size += 1
         return row
+
+    def extended(self, ids: Sequence[str]) -> "Directory":
+        """A directory with some ids more; this one stays as it is, and both share memory."""
+        longer = Directory.__new__(Directory)
+        longer._ids, longer._rows, longer._size = self._ids, self._rows, self._size
+        longer._lookup, longer._looked_up = Lookup(longer._find), len(longer)
+        for key in ids:
+            longer.add(key)
+        return longer
 
     def row(self, key: str) -> int:
         """The row of an id; 0 if it is unknown."""
-        return self._rows.get(key, 0)
+        row = self._rows.get(key, 0)
+        return row if row < self._size else 0  # of a longer one that shares the lists
 
     def id(self, row: int) -> str:
         """The id of a row; '' for row 0."""
@@ -47,7 +62,7 @@ class Directory:
     @property
     def ids(self) -> list[str]:
         """All ids in row order, without row 0."""
-        return self._ids[1:]
+        return self._ids[1 : self._size]
 
     def rows(self, column_N: pl.Series, *, grow: bool = False) -> NDArray[np.int64]:
         """Rows of a column of ids, text or categories, [N]; with `grow`, unknown ids are added in

@@ -216,32 +216,49 @@ class State:
         sequences = [Past.of(one.as_row(), at_ms) for one in items]
         return query_of(visitor.static, visitor.request, self.catalogue.encoded, sequences)
 
-    def counters(self, visitor: Visitor, ads_N: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Counter features of some candidates of one request, [N, C]."""
+    def counters(
+        self,
+        visitor: Visitor,
+        ads_N: NDArray[np.integer],
+        catalogue: Catalogue | None = None,
+    ) -> NDArray[np.float32]:
+        """Counter features of some candidates of one request, [N, C]; of the state's own catalogue,
+        or of the one that is given."""
         rows = len(ads_N)
         everyone = np.zeros(rows, np.int64)
         users = np.full(rows, visitor.user, np.int64)
         keys = self._keys(
-            users, visitor.static.take(everyone), visitor.request.take(everyone), ads_N
+            users, visitor.static.take(everyone), visitor.request.take(everyone), ads_N, catalogue
         )
         seen = [
-            self._seen(counter.read(key, visitor.at_ms))
+            self._read(counter, key, visitor.at_ms)
             for counter, key in zip(self.counters_of, keys, strict=True)
         ]
         return self._join(seen, rows)
 
-    def standing(self, at_ms: int) -> NDArray[np.float32]:
-        """Counter features of ads alone, for every row of the catalogue, [A, S]."""
-        rows = np.arange(len(self.catalogue))
+    def standing(
+        self,
+        at_ms: int,
+        ads_N: NDArray[np.integer] | None = None,
+        catalogue: Catalogue | None = None,
+    ) -> NDArray[np.float32]:
+        """Counter features of ads alone, [N, S].
+
+        Args:
+            at_ms: when.
+            ads_N: rows; None: every row of the catalogue.
+            catalogue: that they are rows of; None: the state's own.
+        """
+        catalogue = catalogue or self.catalogue
+        rows = np.arange(len(catalogue)) if ads_N is None else ads_N
         nobody = np.zeros(len(rows), np.int64)
         parts = []
         for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
             if spec in self.schema.standing:
-                key = self._key(spec, nobody, self.static, self.static, rows)
-                distinct, place = np.unique(key, return_inverse=True)
-                parts.append(self._seen(counter.read(distinct, at_ms))[place])
+                key = self._key(spec, nobody, self.static, self.static, rows, catalogue)
+                parts.append(self._read(counter, key, at_ms))
         found = self._join(parts, len(rows))
-        found[0] = 0.0
+        found[rows == 0] = 0.0
         return found
 
     def observe(self, visitor: Visitor, ad: int, labels_K: Sequence[float]) -> None:
@@ -314,9 +331,14 @@ class State:
         static: Encoded,
         request: Encoded,
         ads_N: NDArray[np.integer],
+        catalogue: Catalogue | None = None,
     ) -> list[NDArray[np.int64]]:
         """Key of each row for each counter: one code, or two packed into 62 bits."""
-        return [self._key(spec, users_N, static, request, ads_N) for spec in self.schema.counters]
+        catalogue = catalogue or self.catalogue
+        return [
+            self._key(spec, users_N, static, request, ads_N, catalogue)
+            for spec in self.schema.counters
+        ]
 
     def _key(
         self,
@@ -325,10 +347,13 @@ class State:
         static: Encoded,
         request: Encoded,
         ads_N: NDArray[np.integer],
+        catalogue: Catalogue,
     ) -> NDArray[np.int64]:
         key_N = np.zeros(len(users_N), np.int64)
         for name in spec.columns:
-            key_N = (key_N << _KEY_BITS) | self._codes(name, users_N, static, request, ads_N)
+            key_N = (key_N << _KEY_BITS) | self._codes(
+                name, users_N, static, request, ads_N, catalogue
+            )
         return key_N
 
     def _codes(
@@ -338,6 +363,7 @@ class State:
         static: Encoded,
         request: Encoded,
         ads_N: NDArray[np.integer],
+        catalogue: Catalogue,
     ) -> NDArray[np.int64]:
         if name == USER_ID:
             return users_N
@@ -347,8 +373,13 @@ class State:
             if name in group.categorical_names:
                 return encoded.categorical[:, group.categorical_names.index(name)].astype(np.int64)
         column = self.features.ad.categorical_names.index(name)
-        codes: NDArray[np.int32] = self.catalogue.encoded.categorical[ads_N, column]
+        codes: NDArray[np.int32] = catalogue.encoded.categorical[ads_N, column]
         return codes.astype(np.int64)
+
+    def _read(self, counter: Counter, keys_N: NDArray[np.int64], at_ms: int) -> NDArray[np.float32]:
+        """Features of each key as of a request; most candidates share theirs with others."""
+        distinct, place_N = np.unique(keys_N, return_inverse=True)
+        return self._seen(counter.read(distinct, at_ms))[place_N]
 
     def _seen(self, sums: NDArray[np.float64]) -> NDArray[np.float32]:
         return counter_features(sums, self.features.priors, self.schema.tasks)

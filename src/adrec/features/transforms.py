@@ -76,16 +76,13 @@ class FieldGroup:
         self.encoders = tuple(encoders)
         self._categorical = [e for e in encoders if isinstance(e, Vocabulary)]
         self._dense = [e for e in encoders if not isinstance(e, Vocabulary)]
+        self.categorical_names = tuple(vocabulary.name for vocabulary in self._categorical)
+        """Names of the categorical fields, [F]."""
 
     @property
     def categorical_sizes(self) -> tuple[int, ...]:
         """Number of codes of each categorical field, [F]."""
         return tuple(vocabulary.size for vocabulary in self._categorical)
-
-    @property
-    def categorical_names(self) -> tuple[str, ...]:
-        """Names of the categorical fields, [F]."""
-        return tuple(vocabulary.name for vocabulary in self._categorical)
 
     @property
     def dense_width(self) -> int:

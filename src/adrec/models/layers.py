@@ -3,7 +3,6 @@
 B batch, N candidates, T prefix tokens, L history items, F categorical fields, D width, H heads.
 """
 
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -93,8 +92,9 @@ class OutcomeEmbedding(nn.Module):
 
     def forward(self, outcomes_BL: Tensor) -> Tensor:
         """[B, L] uint8 to [B, L, D]."""
+        codes_BL = outcomes_BL.int()  # division, not shifts: other runtimes shift only uint8
         bits_BLK = torch.stack(
-            [outcomes_BL >> k & 1 for k in range(self.of_bits.in_features)], dim=-1
+            [codes_BL // 2**k % 2 for k in range(self.of_bits.in_features)], dim=-1
         )
         vectors: Tensor = self.of_bits(bits_BLK.to(self.of_bits.weight.dtype))
         return vectors
@@ -120,11 +120,26 @@ class Dropout(nn.Module):
         return x * (bits >= self._dropped_below).to(x.dtype).mul_(1 / (1 - self.share))
 
 
-def linear(before: int, after: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer that may also take nothing in: a schema without counters, say."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-        return nn.Linear(before, after, bias=bias)
+class Constant(nn.Module):
+    """What is left of a linear layer that takes nothing in: its bias, or zeros."""
+
+    def __init__(self, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 0] to [..., width]."""
+        shape = (*x.shape[:-1], self.width)
+        return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
+
+
+def linear(before: int, after: int, *, bias: bool = True) -> nn.Linear | Constant:
+    """A linear layer that may also take nothing in: a schema without counters, say.
+
+    Not `nn.Linear(0, after)`: other engines make no zeros of the sum of nothing.
+    """
+    return nn.Linear(before, after, bias=bias) if before else Constant(after, bias=bias)
 
 
 def mlp(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adrec.features.batches import Batch, Candidates, Fields, Query
+from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Query
 from adrec.features.transforms import Layout
 from adrec.models.heads import TaskHeads
 from adrec.models.layers import (
@@ -41,6 +41,7 @@ from adrec.models.layers import (
 from adrec.schema import Strict
 
 _FADE = 0.85  # of an item's weight for each that came after it
+_NO_CODE = 2**31 - 1  # larger than any code: a missing value matches nothing
 
 
 class RankerConfig(Strict):
@@ -92,13 +93,12 @@ class History(NamedTuple):
 class Prefix:
     """All that candidates need of their request.
 
-    histories: what candidates are compared with. keys, values: for each block [B, H, T, D/H].
-    mask_BT: which tokens exist. summary_BD: what the cross stream takes of the request.
+    keys_JBHTE, values_JBHTE: of each of the J blocks, E wide. mask_BT: which tokens exist.
+    summary_BD: what the cross stream takes of the request.
     """
 
-    histories: tuple[History, ...]
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys_JBHTE: Tensor
+    values_JBHTE: Tensor
     mask_BT: Tensor
     summary_BD: Tensor
 
@@ -125,6 +125,12 @@ class Ranker(nn.Module):
         self.outcomes = OutcomeEmbedding(len(layout.task_kinds), width)
         self.sequence = nn.Embedding(max(1, len(layout.history_lengths)), width)
         nn.init.normal_(self.sequence.weight, std=0.02)
+        items = [min(length, config.history_tokens) for length in layout.history_lengths]
+        sequence_S = torch.arange(max(1, len(items))).repeat_interleave(
+            torch.tensor(items or [1], dtype=torch.int64)
+        )
+        self.register_buffer("sequence_S", sequence_S, persistent=False)
+        self.sequence_S: Tensor
         self.blocks: Iterable[SharedPrefixBlock] = nn.ModuleList(  # type: ignore[assignment]
             SharedPrefixBlock(width, config.heads, config.feed_forward, config.dropout)
             for _ in range(config.layers)
@@ -149,24 +155,46 @@ class Ranker(nn.Module):
 
     def prefix(self, query: Query) -> Prefix:
         """Encode B requests once, for any number of candidates."""
-        lengths = [items.mask_BL.sum(1, keepdim=True).log1p() / 2 for items in query.histories]
-        known = torch.cat(
-            [self.user_fields(query.user), self.request_fields(query.request), *lengths], dim=-1
+        items = recent_items(query, self.config.history_tokens)
+        return self.encode(
+            query.user,
+            query.request,
+            history_lengths(query),
+            self.item_tokens(query, items),
+            items.gap_BL,
+            items.outcomes_BL,
+            items.mask_BL,
         )
-        batch, width = len(known), self.config.width
-        tokens = [self.field_tokens(known).view(batch, self.config.field_tokens, width)]
-        masks = [torch.ones_like(tokens[0][..., 0], dtype=torch.bool)]
-        ads_DW = self.ad_token(self.ad_fields(query.history_ads))
-        for i, whole in enumerate(query.histories):
-            history = whole.last(self.config.history_tokens)
-            items = functional.embedding(history.place_BL, ads_DW)
-            items = items + self.gap(history.gap_BL) + self.outcomes(history.outcomes_BL)
-            tokens.append(items + self.sequence.weight[i])
-            masks.append(history.mask_BL)
-        x_BTD, mask_BT = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
-        past = mask_BT[:, self.config.field_tokens :, None]
-        pooled = (x_BTD[:, self.config.field_tokens :] * past).sum(1) / past.sum(1).clamp(min=1)
+
+    def encode(
+        self,
+        user: Fields,
+        request: Fields,
+        lengths_BH: Tensor,
+        items_BSD: Tensor,
+        gap_BS: Tensor,
+        outcomes_BS: Tensor,
+        mask_BS: Tensor,
+    ) -> Prefix:
+        """`prefix` from what it reads.
+
+        Args:
+            user, request: fields of B requests.
+            lengths_BH: `history_lengths`.
+            items_BSD: tokens of the ads of `recent_items`; gap_BS, outcomes_BS, mask_BS: theirs.
+        """
+        known = torch.cat(
+            [self.user_fields(user), self.request_fields(request), lengths_BH], dim=-1
+        )
+        width = self.config.width
+        fields = self.field_tokens(known).view(-1, self.config.field_tokens, width)
+        items = items_BSD + self.gap(gap_BS) + self.outcomes(outcomes_BS)
+        items = items + self.sequence(self.sequence_S)
+        past = mask_BS[..., None]
+        pooled = (items * past).sum(1) / past.sum(1).clamp(min=1)
         summary_BD = self.request_cross(known) + self.history_cross(pooled)
+        x_BTD = torch.cat([fields, items], dim=1)
+        mask_BT = torch.cat([torch.ones_like(fields[..., 0], dtype=torch.bool), mask_BS], dim=1)
         keys, values = [], []
         *before, last = self.blocks
         for block in before:
@@ -174,10 +202,19 @@ class Ranker(nn.Module):
             keys.append(k)
             values.append(v)
         k, v = last.keys_values(x_BTD)  # the prefix goes no further
-        keys.append(k)
-        values.append(v)
-        histories = histories_of(query, self.layout.impressions)
-        return Prefix(histories, tuple(keys), tuple(values), mask_BT, summary_BD)
+        return Prefix(torch.stack([*keys, k]), torch.stack([*values, v]), mask_BT, summary_BD)
+
+    def item_tokens(self, query: Query, items: HistoryItems) -> Tensor:
+        """Tokens of the ads of `recent_items`, [B, S, D]."""
+        if not query.histories:
+            return self.ad_token.weight.new_zeros((*items.place_BL.shape, self.config.width))
+        ads_DW = self.ad_token(self.ad_fields(query.history_ads))
+        return functional.embedding(items.place_BL, ads_DW)
+
+    def ads(self, fields: Fields) -> Tensor:
+        """What the ranker makes of ads by themselves: token, then cross input, [..., 2D]."""
+        encoded = self.ad_fields(fields)
+        return torch.cat([self.ad_token(encoded), self.ad_cross(encoded)], dim=-1)
 
     @torch.no_grad()
     def fit_numbers(self, batches: Iterable[Batch]) -> None:
@@ -189,25 +226,45 @@ class Ranker(nn.Module):
         ]
         self.scores.fit(torch.cat(rows))
 
-    def score(self, prefix: Prefix, candidates: Candidates) -> list[Tensor]:
+    def score(self, query: Query, candidates: Candidates) -> list[Tensor]:
         """Parameters of each task for each candidate, [B, N, 1 or 3]."""
-        ad_BND = self.ad_fields(candidates.ads)
-        crosses_BNX = self.scores(known_together(prefix.histories, candidates))
-        x_BND = self.ad_token(ad_BND) + self.cross_token(crosses_BNX)
-        blocks = zip(self.blocks, prefix.keys, prefix.values, strict=True)
-        for block, keys, values in blocks:
-            x_BND = block.candidates(x_BND, keys, values, prefix.mask_BT)
-        x0 = prefix.summary_BD[:, None] + self.ad_cross(ad_BND) + self.pair_cross(crosses_BNX)
+        histories = histories_of(query, self.layout.impressions)
+        return self.judge(
+            self.prefix(query),
+            self.ads(candidates.ads),
+            known_together(histories, candidates),
+            candidates.position_BN,
+        )
+
+    def judge(
+        self, prefix: Prefix, ads_BNP: Tensor, together_BNX: Tensor, position_BN: Tensor
+    ) -> list[Tensor]:
+        """`score` from what it reads.
+
+        Args:
+            prefix: of B requests.
+            ads_BNP: `ads` of the candidates, P = 2D.
+            together_BNX: `known_together`.
+            position_BN: places on the slate.
+        """
+        token_BND, cross_BND = ads_BNP.chunk(2, dim=-1)
+        crosses_BNX = self.scores(together_BNX)
+        x_BND = token_BND + self.cross_token(crosses_BNX)
+        for j, block in enumerate(self.blocks):
+            x_BND = block.candidates(
+                x_BND, prefix.keys_JBHTE[j], prefix.values_JBHTE[j], prefix.mask_BT
+            )
+        x0 = prefix.summary_BD[:, None] + cross_BND + self.pair_cross(crosses_BNX)
         crossed = x0
         for layer in self.cross:
             crossed = layer(x0, crossed)
         both = self.norm(torch.cat([x_BND, crossed], dim=-1))
-        outputs: list[Tensor] = self.heads(both, candidates.position_BN)
+        outputs: list[Tensor] = self.heads(both, position_BN)
         return outputs
 
     def forward(self, batch: Batch) -> list[Tensor]:
-        """`score` of a batch with its own requests as prefix."""
-        return self.score(self.prefix(batch.query), batch.candidates)
+        """`score` of a batch."""
+        return self.score(batch.query, batch.candidates)
 
     def start_from(self, tables: Mapping[str, FieldEncoder]) -> None:
         """Take over embeddings that another model has learned, where the sizes are the same.
@@ -244,9 +301,33 @@ class Ranker(nn.Module):
         means += [(loss[mask] * stands_for).sum() / stands_for.sum() for loss in losses[1:]]
         return torch.stack([w * m for w, m in zip(task_weights, means, strict=True)]).sum()
 
-    def predict(self, prefix: Prefix, candidates: Candidates) -> Tensor:
+    def predict(self, query: Query, candidates: Candidates) -> Tensor:
         """Probability or expected value of each task, uncalibrated, [B, N, K]."""
-        return self.heads.predictions(self.score(prefix, candidates))
+        return self.heads.predictions(self.score(query, candidates))
+
+
+def recent_items(query: Query, count: int) -> HistoryItems:
+    """The last `count` items of each history, one history after the other, S in all.
+
+    Without any histories it is one item that is not there.
+    """
+    if not query.histories:
+        none_B1 = query.user.dense.new_zeros((len(query), 1))
+        return HistoryItems(none_B1.long(), none_B1.long(), none_B1, none_B1.byte(), none_B1.bool())
+    recent = [history.last(count) for history in query.histories]
+    return HistoryItems(
+        place_BL=torch.cat([items.place_BL for items in recent], dim=1),
+        row_BL=torch.cat([items.row_BL for items in recent], dim=1),
+        gap_BL=torch.cat([items.gap_BL for items in recent], dim=1),
+        outcomes_BL=torch.cat([items.outcomes_BL for items in recent], dim=1),
+        mask_BL=torch.cat([items.mask_BL for items in recent], dim=1),
+    )
+
+
+def history_lengths(query: Query) -> Tensor:
+    """How many items each history has, [B, H], as log(1 + items) / 2."""
+    lengths = [history.mask_BL.sum(1).log1p() / 2 for history in query.histories]
+    return torch.stack(lengths, dim=1) if lengths else query.user.dense.new_zeros((len(query), 0))
 
 
 def histories_of(query: Query, impressions: Sequence[bool]) -> tuple[History, ...]:
@@ -288,8 +369,6 @@ def history_matches(history: History, ads: Fields) -> Tensor:
         clicks, [B, N, 5F]: also log(1 + count) of the clicked items, and their share of the items,
         weighed in this way.
     """
-    same = history.codes_BLF[:, None] == ads.categorical[:, :, None]
-    same &= history.mask_BL[:, None, :, None] & (ads.categorical != 0)[:, :, None]
     length = history.mask_BL.shape[1]
     since_L = torch.arange(length - 1, -1, -1, device=history.mask_BL.device)
     weight_BL = history.mask_BL * _FADE**since_L
@@ -298,9 +377,34 @@ def history_matches(history: History, ads: Fields) -> Tensor:
     if history.clicked_BL is not None:
         clicked_BLW = weighed_BLW * history.clicked_BL[..., None]
         weighed_BLW = torch.cat([weighed_BLW, clicked_BLW], dim=-1)
-    matched_BNFW = torch.einsum("bnlf,blw->bnfw", same.float(), weighed_BLW)
+    matched_BNFW = _summed_by_code(history, weighed_BLW, ads.categorical)
     shares = matched_BNFW[..., :2] / total_B12[:, None]
     found = [matched_BNFW[..., 0].log1p(), shares.flatten(2)]
     if history.clicked_BL is not None:
         found += [matched_BNFW[..., 2].log1p(), matched_BNFW[..., 3] / total_B12[..., 1:]]
     return torch.cat(found, dim=-1)
+
+
+def _summed_by_code(history: History, weighed_BLW: Tensor, codes_BNF: Tensor) -> Tensor:
+    """Sum of the weights of a history's items that share each candidate's code, [B, N, F, W].
+
+    Items are sorted by code once a request, so that a candidate costs two binary searches a field
+    instead of a comparison with every item.
+    """
+    counts = (history.mask_BL[..., None] & (history.codes_BLF != 0)).transpose(1, 2)
+    codes_BFL = history.codes_BLF.transpose(1, 2).masked_fill(~counts, _NO_CODE)
+    sorted_BFL, order_BFL = codes_BFL.sort(dim=-1)
+    batch, fields, length = sorted_BFL.shape
+    request_B = torch.arange(batch, device=order_BFL.device)[:, None, None]
+    running_BFLW = weighed_BLW[request_B, order_BFL].cumsum(2)
+    running = functional.pad(running_BFLW, (0, 0, 1, 0)).flatten(0, 2)
+    wanted_BFN = codes_BNF.transpose(1, 2).contiguous()
+    start_BF1 = torch.arange(batch * fields, device=order_BFL.device).view(batch, fields, 1)
+    start_BF1 = start_BF1 * (length + 1)
+    first, past = (
+        functional.embedding(
+            torch.searchsorted(sorted_BFL, wanted_BFN, right=right) + start_BF1, running
+        )
+        for right in (False, True)
+    )
+    return (past - first).transpose(1, 2)

@@ -25,7 +25,8 @@ import faiss as _typed_faiss
 import numpy as np
 from pydantic import ValidationError
 
-from adrec.errors import BundleError, ConfigError, DataError
+from adrec.errors import BundleError, ConfigError
+from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.index_config import (
     LANES,
     IndexConfig,
@@ -37,7 +38,6 @@ from adrec.retrieval.index_config import (
 )
 from adrec.retrieval.inputs import (
     CHUNK_ROWS,
-    Bools,
     Floats,
     Ints,
     check_ads,
@@ -45,6 +45,9 @@ from adrec.retrieval.inputs import (
     check_vectors,
     widen,
 )
+from adrec.retrieval.passing import Passing, Places
+from adrec.retrieval.planning import SAMPLE_ROWS, Sample, share_to_rank
+from adrec.retrieval.stored import Stored, faiss_search
 from adrec.schema import Strict
 
 faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
@@ -52,6 +55,10 @@ faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are it
 
 _CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
+_SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
+_PASSED_BY = 64  # ads passed by in a list cost as much as one ad fetched, or scored out of order
+_MOST_REFINED = 4.0  # times as many candidates as without a filter that ivfpq rescores
+_SPARE = 3  # times as far as a filtered search has to look by a sample's judgement
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +87,12 @@ class AdIndex:
         self.kind, self.dim, self.tower, self.config = kind, dim, tower, config
         self._core, self._ads = core, ads
         self._owner: Any = core  # the FAISS object that frees `core`
-        self._rows = int(core.ntotal if ads is None else ads.max() + 1)
+        self._places = Places(ads, int(core.ntotal))
         self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
         self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
+        self._stored = Stored(core)
+        self._sample_lock = threading.Lock()
+        self._sampled: Sample | None = None
         self._gpu_lock = threading.Lock()  # FAISS on a GPU takes one caller at a time
         self._gpu = self._copy_to_gpu()
 
@@ -134,18 +144,18 @@ class AdIndex:
         return cls(core, ads, kind, dim, tower, config)
 
     def search(
-        self, queries: Floats, k: int, *, allowed: Bools | None = None, exact: bool = False
+        self, queries: Floats, k: int, *, allowed: AdSet | None = None, exact: bool = False
     ) -> Found:
         """Find the k best allowed ads of each query.
 
-        A filter that leaves fewer ads than the lists or the graph would have us weigh is answered
-        exactly, and so is a query for which they yielded fewer ads than are to be had. A filter
-        costs 0.1 ms per million ads, and 1 ms more where ids are not 0..A-1.
+        A narrow filter is answered by weighing all that it allows, and so is a query for which a
+        search that stops early yielded fewer ads than are to be had. Under a wider one the search
+        goes as far as a sample of the catalogue says that it has to (`planning`).
 
         Args:
             queries: float32 [Q, D], finite.
             k: results a query, >= 1.
-            allowed: bool [at least max(ads) + 1] by ad row; False is never returned. None: all.
+            allowed: ads that may be returned, of at least `rows` rows. None: all.
             exact: weigh every allowed ad by its stored vector (for ivfpq with refine_store "sq8"
                 the stored vector is rounded to 8 bits a number).
 
@@ -153,28 +163,31 @@ class AdIndex:
             Found, each [Q, k].
 
         Raises:
-            DataError: queries or mask of a wrong type or shape, or queries not finite.
+            DataError: queries of a wrong type or shape or not finite, or `allowed` of a smaller
+                catalogue.
             ConfigError: k is below 1.
         """
         queries = widen(check_queries(queries, self.dim), self._core.d)
         if k < 1:
             raise ConfigError(f"k is {k}; ask for at least 1 result a query")
-        selector, n_allowed = self._selector(allowed)
-        wanted = min(k, n_allowed)
+        passing = None if allowed is None else self._places.passing(allowed)
+        wanted = min(k, len(self) if passing is None else len(passing))
         ads_QK = np.full((len(queries), k), -1, dtype=np.int64)
         scores_QK = np.full((len(queries), k), -np.inf, dtype=np.float32)
         if wanted == 0 or len(queries) == 0:
             return Found(ads_QK, scores_QK)
-        if exact or n_allowed <= self._weighed(wanted, n_allowed):
-            scores, at = self._scan(queries, wanted, selector)
+        if exact or self.kind == "exact":
+            scores, at = self._scan(queries, wanted, passing)
         else:
-            scores, at = self._search_near(queries, wanted, selector, n_allowed)
-            short = at[:, -1] < 0
-            if short.any():
-                scores[short], at[short] = self._scan(queries[short], wanted, selector)
-        ads_QK[:, :wanted] = at if self._ads is None else np.where(at < 0, -1, self._ads[at])
+            scores, at = self._search_near(queries, wanted, passing)
+        ads_QK[:, :wanted] = self._places.rows_at(at)
         scores_QK[:, :wanted] = scores
         return Found(ads_QK, scores_QK)
+
+    def vectors(self) -> tuple[Ints, Floats]:
+        """Rows [A] and vectors [A, D] of all ads, as they are stored: to build another index of."""
+        places = np.arange(len(self), dtype=np.int64)
+        return self._places.rows_at(places), self._stored.vectors(places)[:, : self.dim]
 
     def save(self, path: Path) -> None:
         """Write the FAISS file `path` (it holds the ad ids too) and then `<path>.json`."""
@@ -227,70 +240,104 @@ class AdIndex:
         return int(self._core.ntotal)
 
     @property
+    def rows(self) -> int:
+        """The highest row of an ad and one: what a filter has to cover."""
+        return self._places.rows
+
+    @property
+    def held(self) -> AdSet:
+        """The rows that it holds."""
+        return self._places.held
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes of vectors, codes, ids and links in main memory; small tables are left out."""
-        return _bytes(self._core) + (0 if self._ads is None else 8 * len(self))
+        return _bytes(self._core) + self._places.memory_bytes
 
-    def _widening(self, n_allowed: int) -> float:
-        return min(self.config.max_widening, len(self) / n_allowed)
-
-    def _weighed(self, k: int, n_allowed: int) -> float:
-        """About how many scores a search for k among n_allowed computes without a full scan."""
-        if self.kind == "exact":
-            return math.inf
-        if self._ivf is not None:  # scores only what is allowed, so widening adds none
-            return len(self) * self._nprobe / int(self._ivf.nlist)
-        ef = max(self.config.ef_search, k) * self._widening(n_allowed)
-        return ef * self.config.hnsw_links
-
-    def _scan(self, queries: Floats, k: int, selector: Any) -> tuple[Floats, Ints]:
-        """Weigh every ad that the selector lets pass."""
-        if self.kind == "exact" and self._fits_gpu(k, selector):
+    def _scan(self, queries: Floats, k: int, passing: Passing | None) -> tuple[Floats, Ints]:
+        """Weigh every ad that the filter lets pass."""
+        if passing is not None and _SCAN_ROWS * len(passing) <= len(self):
+            return self._stored.best(queries, k, passing.places())
+        if self.kind == "exact" and self._fits_gpu(k, passing):
             return self._search_gpu(queries, k)
+        selector = None if passing is None else passing.selector
         if self.kind == "ivf":
             params = faiss.SearchParametersIVF(sel=selector, nprobe=self._ivf.nlist)
-            return _faiss_search(self._core, queries, k, params)
-        store = self._core
-        if self.kind == "ivfpq":
-            store = faiss.downcast_index(store.refine_index)
-        elif self.kind == "hnsw":
-            store = faiss.downcast_index(store.storage)
-        return _faiss_search(store, queries, k, faiss.SearchParameters(sel=selector))
+            return faiss_search(self._core, queries, k, params)
+        return faiss_search(self._stored.index, queries, k, faiss.SearchParameters(sel=selector))
 
-    def _search_near(
-        self, queries: Floats, k: int, selector: Any, n_allowed: int
+    def _search_near(self, queries: Floats, k: int, passing: Passing | None) -> tuple[Floats, Ints]:
+        """Weigh the ads in the nearest lists, or along the graph, as far as a filter needs it."""
+        if passing is None:
+            scores, at = self._probe(queries, k, None, self._least_effort(k))
+            scanned = at[:, -1] < 0  # fewer than there are
+        else:
+            effort_Q = self._efforts(queries, k, passing)
+            scores = np.empty((len(queries), k), np.float32)
+            at = np.empty((len(queries), k), np.int64)
+            for effort in np.unique(effort_Q[effort_Q > 0]):
+                alike = effort_Q == effort
+                scores[alike], at[alike] = self._probe(queries[alike], k, passing, int(effort))
+            scanned = effort_Q == 0
+            scanned[~scanned] = at[~scanned, -1] < 0
+        if scanned.any():
+            scores[scanned], at[scanned] = self._scan(queries[scanned], k, passing)
+        return scores, at
+
+    def _least_effort(self, k: int) -> int:
+        """Lists that a search for k of all ads visits, or candidates that it keeps."""
+        return self._nprobe if self._ivf is not None else max(self.config.ef_search, k)
+
+    def _efforts(self, queries: Floats, k: int, passing: Passing) -> Ints:
+        """Lists that each query visits under a filter, or candidates that it keeps, [Q]; 0 where to
+        weigh every allowed ad is cheaper. Few different numbers, to search for many at once."""
+        least = self._least_effort(k)
+        scan = np.zeros(len(queries), np.int64)
+        if self._ivf is None:
+            if len(passing) <= least * self.config.hnsw_links:
+                return scan
+            rank_Q = _SPARE * self._sample().rank(queries, passing, k)
+            effort_Q = np.maximum(least, 2 ** np.ceil(np.log2(rank_Q))).astype(np.int64)
+            far_Q = effort_Q > self.config.max_widening * least
+            far_Q |= len(passing) <= effort_Q * self.config.hnsw_links
+            return np.where(far_Q, 0, effort_Q)
+        lists = int(self._ivf.nlist)
+        if len(passing) * lists <= len(self) * least:
+            return scan
+        rank_Q = np.minimum(_SPARE * self._sample().rank(queries, passing, k), len(self))
+        share_Q = share_to_rank(rank_Q, k, least / lists, len(self))
+        share_Q = 2.0 ** (np.ceil(2.0 * np.log2(share_Q)) / 2.0)
+        scored_Q = np.minimum(len(passing), share_Q * len(self) * k / rank_Q)
+        far_Q = len(passing) <= scored_Q + share_Q * len(self) / _PASSED_BY
+        return np.where(far_Q, 0, np.clip(np.ceil(share_Q * lists), least, lists)).astype(np.int64)
+
+    def _probe(
+        self, queries: Floats, k: int, passing: Passing | None, effort: int
     ) -> tuple[Floats, Ints]:
-        """Weigh the ads in the nearest lists, or along the graph. -1 where too few were met."""
-        if self._fits_gpu(k, selector):
+        """Visit so many lists, or keep so many candidates. -1 where too few were met."""
+        if self._fits_gpu(k, passing):
             return self._search_gpu(queries, k)
-        widening = self._widening(n_allowed)
+        selector = None if passing is None else passing.selector
         if self.kind == "hnsw":
-            ef = math.ceil(widening * max(self.config.ef_search, k))
-            params = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
-            return _faiss_search(self._core, queries, k, params)
-        nprobe = min(self._ivf.nlist, math.ceil(widening * self._nprobe))
-        params = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)
+            params = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
+            return faiss_search(self._core, queries, k, params)
+        # The farther from a query, the more alike are the scores: codes tell the best less well.
+        refined = min(_MOST_REFINED, math.sqrt(effort / self._nprobe))
+        params = faiss.SearchParametersIVF(sel=selector, nprobe=effort)
         if self.kind == "ivfpq":  # the selector goes to the innermost level: only there it is read
             params = faiss.IndexRefineSearchParameters(
-                k_factor=self.config.refine_factor,
+                k_factor=self.config.refine_factor * refined,
                 base_index_params=faiss.SearchParametersPreTransform(index_params=params),
             )
-        return _faiss_search(self._core, queries, k, params)
+        return faiss_search(self._core, queries, k, params)
 
-    def _selector(self, allowed: Bools | None) -> tuple[Any, int]:
-        """The FAISS filter over positions (None: all pass) and how many ads it lets pass."""
-        if allowed is None:
-            return None, len(self)
-        if allowed.dtype != np.bool_ or allowed.ndim != 1 or len(allowed) < self._rows:
-            raise DataError(
-                f"allowed is {allowed.dtype} {list(allowed.shape)}; give a bool for each ad row, "
-                f"at least [{self._rows}]"
-            )
-        by_position = allowed[: self._rows] if self._ads is None else allowed[self._ads]
-        n_allowed = int(np.count_nonzero(by_position))
-        if n_allowed == len(self):
-            return None, n_allowed
-        return faiss.IDSelectorBitmap(np.packbits(by_position, bitorder="little")), n_allowed
+    def _sample(self) -> Sample:
+        with self._sample_lock:
+            if self._sampled is None:
+                rng = np.random.default_rng(self.config.seed)
+                places = rng.choice(len(self), min(SAMPLE_ROWS, len(self)), replace=False)
+                self._sampled = Sample(places, self._stored.vectors(places), len(self))
+        return self._sampled
 
     def _copy_to_gpu(self) -> Any:
         if self.config.device == "cpu" or self.kind not in ("exact", "ivf"):
@@ -305,12 +352,12 @@ class AdIndex:
             _log.warning("the ad index stays on the CPU: %s", error)
             return None
 
-    def _fits_gpu(self, k: int, selector: Any) -> bool:
-        return self._gpu is not None and selector is None and k <= _GPU_MOST_K
+    def _fits_gpu(self, k: int, passing: Passing | None) -> bool:
+        return self._gpu is not None and passing is None and k <= _GPU_MOST_K
 
     def _search_gpu(self, queries: Floats, k: int) -> tuple[Floats, Ints]:
         with self._gpu_lock:
-            return _faiss_search(self._gpu, queries, k, None)
+            return faiss_search(self._gpu, queries, k, None)
 
 
 class _About(Strict):
@@ -353,13 +400,6 @@ def _openmp_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def _faiss_search(index: Any, queries: Floats, k: int, params: Any) -> tuple[Floats, Ints]:
-    """Scores and positions [Q, k]; -inf and -1 where nothing was found."""
-    scores, at = index.search(queries, k, params=params)
-    scores[at < 0] = -np.inf  # FAISS says -3.4e38
-    return scores, at
 
 
 def _bytes(index: Any) -> int:

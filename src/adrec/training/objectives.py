@@ -255,7 +255,7 @@ def score_impressions(
     with evaluating(model):
         for batch in dataset.in_order(requests, _VALID_ROWS):
             batch = to_device(batch, device)
-            scores = model.predict(model.prefix(batch.query), batch.candidates)
+            scores = model.predict(batch.query, batch.candidates)
             found.append(scores[batch.candidates.mask_BN].double().cpu().numpy())
     return np.concatenate(found)
 

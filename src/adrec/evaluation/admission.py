@@ -1,0 +1,99 @@
+"""How near to float32 does each backend come? What serves is admitted by these measurements.
+
+Two things count: the AUC of the first pass over impressions of the validation period, and the top
+10 of all candidates after the best have been rescored. Both are compared with the ranker as it was
+trained, on torch in float32.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adrec.features.dataset import Dataset
+from adrec.inference.backends import Backend, CandidateRows, TorchBackend
+from adrec.inference.choice import Admission
+from adrec.metrics import auc
+from adrec.models.ad_rows import AdRows
+from adrec.recommender import Recommender, Request
+
+_ROWS = 8_192  # impressions of the validation period that AUC is compared on
+_REQUESTS = 50  # whose top 10 is compared
+_TOP = 10
+
+Served = Callable[[Backend], Recommender]
+"""A recommender with another backend."""
+
+
+def measure_backends(
+    backends: Sequence[Backend],
+    reference: TorchBackend,
+    ad_rows: AdRows,
+    served: Served,
+    dataset: Dataset,
+) -> tuple[Admission, ...]:
+    """Compare backends with the reference.
+
+    Args:
+        backends: other ones.
+        reference: the ranker as it was trained.
+        ad_rows: what it makes of the ads.
+        served: makes recommenders that differ in the backend only.
+        dataset: with the validation period.
+    """
+    if not backends:
+        return ()
+    layout = dataset.features.layout
+    tasks = [task.name for task in dataset.features.schema.tasks]
+    binary = [k for k, kind in enumerate(layout.task_kinds) if kind == "binary"]
+    requests = _some_requests(dataset)
+    labels_NK = dataset.labels_NK[dataset.rows_of(requests)]
+    of_reference = _first_pass(reference, ad_rows, dataset, requests)
+    exact = _tops(served(reference))
+    found = []
+    for backend in backends:
+        scores = _first_pass(backend, ad_rows, dataset, requests)
+        changes = {
+            tasks[k]: auc(scores[:, k], labels_NK[:, k]) - auc(of_reference[:, k], labels_NK[:, k])
+            for k in binary
+            if 0 < labels_NK[:, k].sum() < len(labels_NK)
+        }
+        tops = _tops(served(backend))
+        shared = [len(a & b) / max(1, len(b)) for a, b in zip(tops, exact, strict=True)]
+        found.append(
+            Admission(
+                engine=backend.engine,
+                precision=backend.precision,
+                auc_change=changes,
+                top_agreement=float(np.mean(shared)),
+            )
+        )
+    return tuple(found)
+
+
+def _some_requests(dataset: Dataset) -> NDArray[np.int64]:
+    """Requests of the validation period, evenly spread, with about _ROWS impressions."""
+    requests = dataset.requests("valid")
+    if not len(requests):
+        requests = dataset.requests("train")
+    return requests[:: max(1, len(dataset.rows_of(requests)) // _ROWS)]
+
+
+def _first_pass(
+    backend: Backend, ad_rows: AdRows, dataset: Dataset, requests: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Uncalibrated scores of the requests' impressions, [rows, K]."""
+    found = []
+    for batch in dataset.in_order(requests, 2048):
+        stored = CandidateRows(ad_rows, batch.ad_row_BN.numpy())
+        scores = backend.open(batch.query).score(batch.candidates, stored)
+        found.append(scores[batch.candidates.mask_BN.numpy()])
+    return np.concatenate(found)
+
+
+def _tops(recommender: Recommender) -> list[set[str]]:
+    """The top 10 of some users that the log knows."""
+    users = recommender.state.users.ids
+    asked = [Request(user=user) for user in users[:: max(1, len(users) // _REQUESTS)][:_REQUESTS]]
+    slates = [recommender.recommend_batch([one], _TOP)[0] for one in asked or [Request()]]
+    return [{ad.ad_id for ad in slate.ads} for slate in slates]

@@ -1,0 +1,180 @@
+"""Which backend serves: of those admitted by measurement, the fastest on this machine.
+
+OpenVINO is imported only where it is used: without it everything runs on torch.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from adrec.errors import ConfigError
+from adrec.features.batches import candidates_of
+from adrec.features.state import State
+from adrec.inference.backends import Backend, Engine, Example, Precision, TorchBackend, fastest
+from adrec.models.ad_rows import AdRows
+from adrec.models.ranker import Ranker
+from adrec.schema import Strict
+
+MOST_AUC_CHANGE = 0.0005
+LEAST_AGREEMENT = 0.99
+REFERENCE: tuple[Engine, Precision] = ("torch", "float32")
+PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
+    "torch": ("float32", "bf16"),
+    "openvino": ("float32", "bf16", "int8"),
+}
+
+
+class Admission(Strict):
+    """How near to float32 a backend was found to be when the version was made."""
+
+    engine: Engine
+    precision: Precision
+    auc_change: dict[str, float]
+    """By binary task: AUC of the first pass less that of float32, on the validation period."""
+    top_agreement: float
+    """Share of the top 10 of all candidates that float32 has, too, after the best are rescored."""
+
+    def __str__(self) -> str:
+        changes = ", ".join(f"{name} {by:+.5f}" for name, by in self.auc_change.items())
+        verdict = "admitted" if self.admitted else "not admitted"
+        return (
+            f"{self.engine} {self.precision}: AUC {changes}, "
+            f"top 10 {self.top_agreement:.1%} the same: {verdict}"
+        )
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it may serve."""
+        return (
+            max(map(abs, self.auc_change.values()), default=0.0) < MOST_AUC_CHANGE
+            and self.top_agreement >= LEAST_AGREEMENT
+        )
+
+
+class Wanted(Protocol):
+    """What `ServingConfig` says of backends."""
+
+    @property
+    def engine(self) -> Literal["auto"] | Engine:
+        """Of the ranker."""
+
+    @property
+    def precision(self) -> Literal["auto"] | Precision:
+        """Of the first pass."""
+
+    @property
+    def threads(self) -> int | None:
+        """For one request."""
+
+
+def choose_backend(
+    ranker: Ranker,
+    rows: AdRows,
+    graphs: Path,
+    example: Example,
+    wanted: Wanted,
+    admissions: Sequence[Admission],
+) -> Backend:
+    """The backend that serves. Engine and precision that are named need no admission.
+
+    Args:
+        ranker: frozen.
+        rows: what it makes of the ads.
+        graphs: folder of OpenVINO's graphs, if there is one.
+        example: to time backends with.
+        wanted: what the settings say.
+        admissions: what was measured when the version was made.
+
+    Raises:
+        ConfigError: an engine is wanted that is not installed, or has no such precision.
+    """
+    admitted: set[tuple[Engine, Precision]] = {
+        REFERENCE,
+        *((one.engine, one.precision) for one in admissions if one.admitted),
+    }
+    named = wanted.engine != "auto" and wanted.precision != "auto"
+    choices = [
+        (engine, precision)
+        for engine, precision in possible(graphs)
+        if wanted.engine in ("auto", engine)
+        and wanted.precision in ("auto", precision)
+        and (named or (engine, precision) in admitted)
+    ]
+    if not choices:
+        raise ConfigError(
+            f"serving.engine={wanted.engine} with serving.precision={wanted.precision}: "
+            + _why_not(wanted, graphs)
+        )
+    backends = make_backends(ranker, graphs, choices, threads=wanted.threads)
+    return fastest(backends, example, rows)
+
+
+def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
+    """Engines that are installed and have what they need, with their precisions."""
+    return [
+        (engine, precision)
+        for engine, precisions in PRECISIONS.items()
+        if engine == "torch" or (is_installed("openvino") and graphs.exists())
+        for precision in precisions
+    ]
+
+
+def make_backends(
+    ranker: Ranker,
+    graphs: Path,
+    choices: Sequence[tuple[Engine, Precision]],
+    *,
+    threads: int | None = None,
+) -> list[Backend]:
+    """Backends ready to run, in the order of PRECISIONS; see `choose_backend`."""
+    made: list[Backend] = []
+    for precision in ("float32", "bf16"):
+        if ("torch", precision) in choices:
+            made.append(TorchBackend(ranker, precision))
+    compiled = [precision for engine, precision in choices if engine == "openvino"]
+    if compiled:
+        from adrec.inference.openvino_backend import OpenVinoBackend
+
+        threads = threads or torch.get_num_threads()
+        made += OpenVinoBackend.several(ranker, graphs, compiled, threads=threads)
+    return made
+
+
+def convert(ranker: Ranker, example: Example, graphs: Path) -> None:
+    """Write the ranker's graphs for OpenVINO, which must be installed."""
+    from adrec.inference import openvino_backend
+
+    openvino_backend.convert(ranker, example, graphs)
+
+
+def example_of(state: State, count: int) -> Example:
+    """A new user's request with the first `count` ads of the catalogue."""
+    visitor = state.visit(None, 0, {})
+    row_BN = np.arange(min(count, len(state.catalogue)), dtype=np.int64)[None, :]
+    candidates = candidates_of(
+        state.catalogue.encoded,
+        row_BN,
+        state.counters(visitor, row_BN[0])[None],
+        np.ones(row_BN.shape, np.int32),
+    )
+    return Example(state.query(visitor), candidates, row_BN)
+
+
+def is_installed(library: str) -> bool:
+    """Whether the library can be imported."""
+    return find_spec(library) is not None
+
+
+def _why_not(wanted: Wanted, graphs: Path) -> str:
+    if wanted.engine == "openvino" and not is_installed("openvino"):
+        return "OpenVINO is not installed; run `pip install openvino`, or set engine to auto"
+    if wanted.engine == "openvino" and not graphs.exists():
+        return f"{graphs} is missing: OpenVINO was not installed when the version was made"
+    of_engine = PRECISIONS.get(wanted.engine, ()) if wanted.engine != "auto" else ()
+    if of_engine and wanted.precision != "auto" and wanted.precision not in of_engine:
+        return f"{wanted.engine} has {', '.join(of_engine)}"
+    return "it was not admitted when the version was made; name both to serve it all the same"

@@ -1,0 +1,200 @@
+"""The ranker as two graphs of plain tensors: one a request, one a candidate.
+
+OpenVINO compiles them, and they are what is exported. Of ads they read `AdRows` in 8 bits, or, for
+exact scores, the same halves in float32 with scales of 1. The numbers of requests B and candidates
+N, and no others, are free.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adrec.features.batches import Candidates, Fields, Query
+from adrec.inference.backends import Example
+from adrec.models.ranker import (
+    Prefix,
+    Ranker,
+    histories_of,
+    history_lengths,
+    known_together,
+    recent_items,
+)
+
+
+class PrefixInputs(NamedTuple):
+    """What `PrefixGraph` reads of B requests with S recent history items."""
+
+    user_codes: NDArray[np.int32]
+    user_dense: NDArray[np.float32]
+    request_codes: NDArray[np.int32]
+    request_dense: NDArray[np.float32]
+    history_lengths: NDArray[np.float32]
+    item_codes: NDArray[np.int8] | NDArray[np.float32]
+    """Token half of the ads' rows, [B, S, D]."""
+    item_scales: NDArray[np.float32]
+    """[B, S]."""
+    item_gaps: NDArray[np.float32]
+    item_outcomes: NDArray[np.uint8]
+    item_mask: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, ranker: Ranker, query: Query) -> "PrefixInputs":
+        """Gather them; the prefix is always exact."""
+        items = recent_items(query, ranker.config.history_tokens)
+        items_BSD = ranker.item_tokens(query, items)
+        return cls(
+            query.user.categorical.numpy(),
+            query.user.dense.numpy(),
+            query.request.categorical.numpy(),
+            query.request.dense.numpy(),
+            history_lengths(query).numpy(),
+            items_BSD.numpy(),
+            np.ones(items.place_BL.shape, np.float32),
+            items.gap_BL.numpy(),
+            items.outcomes_BL.numpy(),
+            items.mask_BL.numpy(),
+        )
+
+
+class PrefixOutputs(NamedTuple):
+    """What `PrefixGraph` makes of a request, and `CandidateGraph` reads: see `ranker.Prefix`."""
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    summary: NDArray[np.float32]
+
+
+class CandidateInputs(NamedTuple):
+    """What `CandidateGraph` reads of B requests with N candidates, beside `PrefixOutputs`."""
+
+    ad_codes: NDArray[np.int8] | NDArray[np.float32]
+    """[B, N, 2D]."""
+    ad_scales: NDArray[np.float32]
+    """[B, N, 2]."""
+    together: NDArray[np.float32]
+    """`known_together`."""
+    position: NDArray[np.int32]
+
+    @classmethod
+    def of(
+        cls,
+        ranker: Ranker,
+        together_BNX: Tensor,
+        candidates: Candidates,
+        stored: tuple[NDArray[np.int8], NDArray[np.float32]] | None,
+    ) -> "CandidateInputs":
+        """Gather them.
+
+        Args:
+            ranker: frozen.
+            together_BNX: `known_together`.
+            candidates: N of B requests.
+            stored: their codes and scales of `AdRows`; None: exact ones.
+        """
+        position_BN = candidates.position_BN.numpy()
+        if stored is None:
+            exact_BNP = ranker.ads(candidates.ads).numpy()
+            ones = np.ones((*position_BN.shape, 2), np.float32)
+            return cls(exact_BNP, ones, together_BNX.numpy(), position_BN)
+        codes, scales = stored
+        return cls(codes, scales, together_BNX.numpy(), position_BN)
+
+
+FreeAxes = tuple[tuple[int, ...], ...]
+"""Of each input of a graph, the axes along which its size may change."""
+PREFIX_FREE: FreeAxes = ((0,),) * len(PrefixInputs._fields)
+CANDIDATE_FREE: FreeAxes = (
+    *((1,), (1,), (0,), (0,)),  # PrefixOutputs
+    *((0, 1),) * len(CandidateInputs._fields),
+)
+
+
+class PrefixGraph(nn.Module):
+    """`PrefixInputs` to `PrefixOutputs`."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(
+        self,
+        user_codes: Tensor,
+        user_dense: Tensor,
+        request_codes: Tensor,
+        request_dense: Tensor,
+        history_lengths: Tensor,
+        item_codes: Tensor,
+        item_scales: Tensor,
+        item_gaps: Tensor,
+        item_outcomes: Tensor,
+        item_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode requests."""
+        prefix = self.ranker.encode(
+            Fields(user_codes, user_dense),
+            Fields(request_codes, request_dense),
+            history_lengths,
+            item_codes.float() * item_scales[..., None],
+            item_gaps,
+            item_outcomes,
+            item_mask,
+        )
+        return prefix.keys_JBHTE, prefix.values_JBHTE, prefix.mask_BT, prefix.summary_BD
+
+
+class CandidateGraph(nn.Module):
+    """`PrefixOutputs` and `CandidateInputs` to predictions [B, N, K], uncalibrated."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor,
+        summary: Tensor,
+        ad_codes: Tensor,
+        ad_scales: Tensor,
+        together: Tensor,
+        position: Tensor,
+    ) -> Tensor:
+        """Score candidates."""
+        token, cross = ad_codes.float().chunk(2, dim=-1)
+        ads = torch.cat([token * ad_scales[..., :1], cross * ad_scales[..., 1:]], dim=-1)
+        outputs = self.ranker.judge(Prefix(keys, values, mask, summary), ads, together, position)
+        return self.ranker.heads.predictions(outputs)
+
+
+class AdGraph(nn.Module):
+    """Fields of ads to what `AdRows` keeps of them, before rounding, [A, 2D]."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, ad_codes: Tensor, ad_dense: Tensor) -> Tensor:
+        """Encode ads."""
+        return self.ranker.ads(Fields(ad_codes, ad_dense))
+
+
+def graph_inputs(ranker: Ranker, example: Example) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs of `PrefixGraph` and `CandidateGraph` for an example, exact."""
+    query, candidates, _ = example
+    together = known_together(histories_of(query, ranker.layout.impressions), candidates)
+    prefix = tensors(PrefixInputs.of(ranker, query))
+    encoded = PrefixGraph(ranker)(*prefix)
+    return prefix, (
+        *encoded,
+        *tensors(CandidateInputs.of(ranker, together, candidates, None)),
+    )
+
+
+def tensors(arrays: tuple[NDArray[np.generic], ...]) -> tuple[Tensor, ...]:
+    """Arrays as tensors that share their memory."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)

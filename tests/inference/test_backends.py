@@ -1,0 +1,291 @@
+"""Every backend scores as the ranker does, whatever the shapes, and rescores exactly."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from adrec.bundle import ServingConfig
+from adrec.calibration import Calibration
+from adrec.errors import ConfigError
+from adrec.features.batches import Batch, Candidates, Fields, Query, candidates_of
+from adrec.features.dataset import Dataset
+from adrec.inference.backends import (
+    Backend,
+    CandidateRows,
+    Engine,
+    Example,
+    Precision,
+    TorchBackend,
+    fastest,
+)
+from adrec.inference.choice import (
+    PRECISIONS,
+    Admission,
+    choose_backend,
+    convert,
+    example_of,
+    make_backends,
+    possible,
+)
+from adrec.inference.runtime import Runtime
+from adrec.models.ad_rows import AdRows
+from adrec.models.ranker import Ranker, RankerConfig
+from adrec.models.two_tower import TwoTower, TwoTowerConfig
+
+SMALL = RankerConfig(
+    embedding_dim=4, width=128, heads=4, layers=2, feed_forward=256, field_tokens=2,
+    history_tokens=5, cross_layers=2, cross_rank=16, head_hidden=32,
+)  # fmt: skip
+# Logits of an untrained ranker lie within about 1 of each other. bf16 keeps 8 bits of each factor,
+# int8 7 bits of the largest of its group; through two blocks that is some hundredths.
+TOLERANCE = {"float32": 1e-4, "bf16": 0.08, "int8": 0.15}
+ALL: list[tuple[Engine, Precision]] = [(e, p) for e, of_e in PRECISIONS.items() for p in of_e]
+
+
+@pytest.fixture(scope="module")
+def ranker(tiny_dataset: Dataset) -> Ranker:
+    torch.manual_seed(0)
+    model = Ranker(SMALL, tiny_dataset.features.layout).eval().requires_grad_(False)
+    for network in model.heads.networks:  # or all scores would be about the same
+        network[-1].weight.mul_(4.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def graphs(ranker: Ranker, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("graphs")
+    convert(ranker, example_of(tiny_dataset.state("end"), 100), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ad_rows(ranker: Ranker, tiny_dataset: Dataset) -> AdRows:
+    return AdRows.of(ranker, tiny_dataset.catalogue.encoded)
+
+
+@pytest.fixture(scope="module")
+def backends(ranker: Ranker, graphs: Path) -> dict[tuple[Engine, Precision], Backend]:
+    made = make_backends(ranker, graphs, ALL, threads=1)
+    return {(backend.engine, backend.precision): backend for backend in made}
+
+
+def asked(
+    dataset: Dataset, requests: int, count: int
+) -> tuple[Query, Candidates, NDArray[np.int64]]:
+    """Requests of the test period, each with `count` ads and counters drawn at random."""
+    rng = np.random.default_rng(count)
+    batch: Batch = dataset.batch(dataset.requests("test")[:requests])
+    rows = rng.integers(1, len(dataset.catalogue), (requests, count))
+    counters = rng.normal(size=(requests, count, dataset.counters_NC.shape[1]))
+    position = np.ones(rows.shape, np.int32)
+    encoded = dataset.catalogue.encoded
+    return batch.query, candidates_of(encoded, rows, counters.astype(np.float32), position), rows
+
+
+def logit(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    clicks = scores[..., :2].astype(np.float64)
+    return np.log(clicks / (1 - clicks))
+
+
+@pytest.mark.parametrize("name", ALL, ids=" ".join)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 100), (3, 7), (1, 499), (1, 500), (2, 2000)])
+def test_scores_are_the_rankers(
+    name: tuple[Engine, Precision],
+    shape: tuple[int, int],
+    backends: dict[tuple[Engine, Precision], Backend],
+    ad_rows: AdRows,
+    ranker: Ranker,
+    tiny_dataset: Dataset,
+) -> None:
+    query, candidates, rows = asked(tiny_dataset, *shape)
+    with torch.inference_mode():
+        expected = ranker.predict(query, candidates).numpy()
+    opened = backends[name].open(query)
+    first = opened.score(candidates, CandidateRows(ad_rows, rows))
+    assert first.shape == (*shape, 3)
+    np.testing.assert_allclose(logit(first), logit(expected), atol=TOLERANCE[name[1]])
+    exact = opened.score_exactly(candidates)
+    np.testing.assert_allclose(logit(exact), logit(expected), atol=1e-4)
+    np.testing.assert_allclose(exact[..., 2], expected[..., 2], rtol=1e-3)
+
+
+@pytest.mark.parametrize("known", ["request", "histories", "nothing"])
+def test_a_log_may_lack_fields_histories_and_counters(
+    known: str, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    whole = tiny_dataset.features.layout
+    bare = replace(whole, user_sizes=(), user_dense=0, counters=0)
+    if known != "request":
+        bare = replace(bare, request_sizes=(), request_dense=0)
+    if known != "histories":
+        bare = replace(bare, history_lengths=(), impressions=())
+    torch.manual_seed(0)
+    model = Ranker(SMALL, bare).eval().requires_grad_(False)
+    query, candidates, rows = asked(tiny_dataset, 2, 30)
+    nothing = Fields(torch.zeros((2, 0), dtype=torch.int32), torch.zeros((2, 0)))
+    query = replace(
+        query,
+        user=nothing,
+        request=query.request if known == "request" else nothing,
+        histories=query.histories if known == "histories" else (),
+    )
+    candidates = replace(candidates, counters_BNC=candidates.counters_BNC[..., :0])
+    graphs = tmp_path / "graphs"
+    convert(model, Example(query, candidates, rows), graphs)
+    encoded = tiny_dataset.catalogue.encoded
+    expected = model.predict(query, candidates).numpy()
+    ad_rows, choices = AdRows.of(model, encoded), possible(graphs)
+    assert len(choices) == (2 if known == "nothing" else 5)
+    for backend in make_backends(model, graphs, choices, threads=1):
+        found = backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
+        atol = TOLERANCE[backend.precision]
+        np.testing.assert_allclose(logit(found), logit(expected), atol=atol)
+
+
+@pytest.mark.parametrize("name", ALL, ids=" ".join)
+def test_many_threads_at_once(
+    name: tuple[Engine, Precision],
+    backends: dict[tuple[Engine, Precision], Backend],
+    ad_rows: AdRows,
+    tiny_dataset: Dataset,
+) -> None:
+    cases = [asked(tiny_dataset, 1, count) for count in range(5, 45)]
+    backend = backends[name]
+
+    def scored(case: tuple[Query, Candidates, NDArray[np.int64]]) -> NDArray[np.float32]:
+        query, candidates, rows = case
+        return backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
+
+    alone = [scored(case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(scored, cases), alone, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class TestRescoring:
+    @pytest.mark.parametrize("name", ALL, ids=" ".join)
+    def test_the_best_have_exact_scores(
+        self,
+        name: tuple[Engine, Precision],
+        backends: dict[tuple[Engine, Precision], Backend],
+        ad_rows: AdRows,
+        ranker: Ranker,
+        tiny_dataset: Dataset,
+    ) -> None:
+        layout = tiny_dataset.features.layout
+        two_tower = TwoTower(TwoTowerConfig(output_dim=16), layout)
+        calibration = Calibration.model_validate(
+            {"tasks": [{"method": "identity"}] * 2 + [{"method": "scale"}]}
+        )
+        runtime = Runtime(two_tower, ranker, calibration, backends[name], rescored=12)
+        query, candidates, rows = asked(tiny_dataset, 2, 300)
+        stored = CandidateRows(ad_rows, rows)
+        with torch.inference_mode():
+            exact = ranker.predict(query, candidates).double().numpy()
+        found = runtime.score(query, candidates, stored, lambda scores: scores[..., 0], shown=3)
+        for b in range(2):
+            best = np.argsort(-exact[b, :, 0])[:3]
+            assert np.array_equal(np.argsort(-found[b, :, 0])[:3], best)
+            np.testing.assert_allclose(found[b, best], exact[b, best], rtol=1e-3)
+            if name[1] != "float32":  # others keep what the first pass gave them
+                off = np.abs(found[b, :, 0] / exact[b, :, 0] - 1) > 1e-5
+                assert 200 < off.sum() <= 300 - 12
+
+
+def admission(precision: Precision, agreement: float, change: float = 0.0) -> Admission:
+    return Admission(
+        engine="openvino",
+        precision=precision,
+        auc_change={"click": change},
+        top_agreement=agreement,
+    )
+
+
+class TestChoice:
+    def test_what_is_near_enough_to_float32_is_admitted(self) -> None:
+        assert admission("bf16", 0.99, -0.0004).admitted
+        assert not admission("bf16", 0.989, 0.0).admitted
+        assert not admission("bf16", 1.0, -0.0005).admitted
+        assert not admission("bf16", 1.0, 0.0006).admitted  # a change for the better is one, too
+
+    @pytest.mark.parametrize(
+        ("settings", "admitted", "choices"),
+        [
+            ({}, [], {("torch", "float32")}),
+            ({}, ["int8"], {("torch", "float32"), ("openvino", "int8")}),
+            ({"engine": "openvino"}, ["int8"], {("openvino", "int8")}),
+            ({"precision": "bf16"}, ["bf16"], {("openvino", "bf16")}),
+            ({"engine": "torch", "precision": "bf16"}, [], {("torch", "bf16")}),
+            ({"engine": "openvino", "precision": "int8"}, [], {("openvino", "int8")}),
+        ],
+    )
+    def test_only_what_is_admitted_or_named_serves(
+        self,
+        settings: dict[str, str],
+        admitted: list[Precision],
+        choices: set[tuple[Engine, Precision]],
+        ranker: Ranker,
+        graphs: Path,
+        tiny_dataset: Dataset,
+    ) -> None:
+        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
+        example = example_of(tiny_dataset.state("end"), 50)
+        admissions = [admission(precision, 1.0) for precision in admitted]
+        admissions += [admission(p, 0.5) for p in ("bf16", "int8") if p not in admitted]
+        serving = ServingConfig.model_validate(settings)
+        chosen = choose_backend(ranker, rows, graphs, example, serving, admissions)
+        assert (chosen.engine, chosen.precision) in choices
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"engine": "torch", "precision": "int8"}, "torch has float32, bf16"),
+            ({"precision": "int8"}, "was not admitted .* name both"),
+        ],
+    )
+    def test_what_cannot_serve_is_refused(
+        self,
+        settings: dict[str, str],
+        message: str,
+        ranker: Ranker,
+        graphs: Path,
+        tiny_dataset: Dataset,
+    ) -> None:
+        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
+        example = example_of(tiny_dataset.state("end"), 50)
+        serving = ServingConfig.model_validate(settings)
+        with pytest.raises(ConfigError, match=message):
+            choose_backend(ranker, rows, graphs, example, serving, [])
+
+    def test_without_graphs_only_torch_is_possible(self, tmp_path: Path, graphs: Path) -> None:
+        nothing = tmp_path / "none"
+        assert possible(nothing) == [("torch", "float32"), ("torch", "bf16")]
+        assert possible(graphs) == ALL
+
+    def test_graphs_that_are_missing_are_named(
+        self, ranker: Ranker, tiny_dataset: Dataset, tmp_path: Path
+    ) -> None:
+        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
+        example = example_of(tiny_dataset.state("end"), 50)
+        serving = ServingConfig(engine="openvino")
+        with pytest.raises(ConfigError, match="none is missing"):
+            choose_backend(ranker, rows, tmp_path / "none", example, serving, [])
+
+    def test_the_fastest_is_taken(self, ranker: Ranker, tiny_dataset: Dataset) -> None:
+        """One that works ten times as much never is."""
+
+        class Slow(TorchBackend):
+            def open(self, query: Query):  # type: ignore[no-untyped-def]
+                for _ in range(10):
+                    opened = super().open(query)
+                    opened.score_exactly(example.candidates)
+                return opened
+
+        example = example_of(tiny_dataset.state("end"), 300)
+        fast = TorchBackend(ranker)
+        assert fastest([Slow(ranker), fast], example, None) is fast
