@@ -66,6 +66,7 @@ SMALL: dict[str, Any] = {
     "serving.candidates": 100,
     "serving.engine": "torch",  # OpenVINO has tests of its own; compiling takes seconds
     "serving.precision": "float32",
+    "serving.considered": "all",  # so has the preranker
 }
 """Settings of models so small that a run on the tiny world takes seconds."""
 

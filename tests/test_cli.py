@@ -609,7 +609,7 @@ class TestExport:
         assert found.code == 0, found.err
         names = {path.name for path in (tmp_path / "onnx").iterdir()}
         graphs = {"ads.onnx", "prefix.onnx", "candidates.onnx"}
-        assert names == {*graphs, "interface.json", "example.npz", "calibration.json"}
+        assert names == {*graphs, "interface.json", "example.safetensors", "calibration.json"}
         assert all(name in found.err for name in graphs)
 
 

@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -33,9 +33,16 @@ from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
 from adrec.inference.backends import Engine, Precision
-from adrec.inference.choice import Admission, choose_backend, example_of
+from adrec.inference.choice import (
+    Admission,
+    Preranking,
+    example_of,
+    fastest,
+    serving_backends,
+)
 from adrec.inference.runtime import Runtime
 from adrec.models.ad_rows import AdRows
+from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
@@ -46,9 +53,10 @@ from adrec.training.checkpoint import load_weights, sync
 from adrec.version import __version__
 
 CALIBRATION = "calibration.json"
+PRERANKER = "preranker.safetensors"
 GRAPHS = "openvino"
 """Folder of the ranker's graphs in a version."""
-FORMAT = 3
+FORMAT = 4
 """Of model versions and prepared logs: those of another one are made again."""
 
 
@@ -66,10 +74,14 @@ class ServingConfig(Strict):
     engine: Literal["auto", Engine] = "auto"
     """What runs the ranker; auto takes the faster one at start-up, by a short measurement."""
     precision: Literal["auto", Precision] = "auto"
-    """Arithmetic of the ranker's first pass over all candidates. auto takes the fastest of those
+    """Arithmetic of the ranker's pass over what it looks at. auto takes the fastest of those
     that were admitted when the version was made: their AUC and their top 10 are those of float32.
     """
-    rescored: int = Field(default=32, ge=1, le=100_000)
+    considered: Literal["auto", "all"] | Annotated[int, Field(ge=1, le=100_000)] = "auto"
+    """Candidates of a request, for 10 ads shown, that the ranker looks at: the best as the
+    preranker guesses. auto: as few as find the ranker's top 10 of all candidates, measured when the
+    version is made. all: every one, without a preranker."""
+    rescored: int = Field(default=20, ge=1, le=100_000)
     """Best candidates that are scored once more in float32 if the first pass was coarser."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads that work on one request; None: those of torch (OMP_NUM_THREADS, or all cores)."""
@@ -116,6 +128,8 @@ class Manifest(Strict):
     trees: bool = False
     """Whether boosted trees score beside the ranker."""
     serving: ServingConfig
+    preranking: Preranking | None = None
+    """How many candidates the ranker looks at; None: all."""
     admissions: tuple[Admission, ...] = ()
     """How near to float32 each backend was found to be."""
     files: dict[str, FileEntry] = Field(default_factory=dict)
@@ -164,23 +178,29 @@ class Bundle:
         calibration = Calibration.model_validate_json(text)
         serving = self.manifest.serving
         ad_rows = AdRows.load(self.path / "ad_rows.safetensors")
-        backend = choose_backend(
-            ranker,
-            ad_rows,
-            self.path / GRAPHS,
-            example_of(State(self.features, self.catalogue), serving.candidates),
-            serving,
-            self.manifest.admissions,
+        preranking, preranker = self.manifest.preranking, None
+        if preranking is not None:
+            preranker = Preranker(ranker.config.width, self.features.layout.task_kinds)
+            load_weights(self.path / PRERANKER, preranker)
+            preranker.eval().requires_grad_(False)
+        backends = serving_backends(
+            ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions
         )
-        return Runtime(
-            two_tower,
-            ranker,
-            calibration,
-            backend,
-            ad_rows=None if backend.precision == "float32" else ad_rows,
-            trees=trees,
-            rescored=serving.rescored,
-        )
+        runtimes = [
+            Runtime(
+                two_tower,
+                ranker,
+                calibration,
+                backend,
+                ad_rows=ad_rows,
+                trees=trees,
+                considered=None if preranking is None else preranking.considered,
+                rescored=serving.rescored,
+            )
+            for backend in backends
+        ]
+        example = example_of(State(self.features, self.catalogue), serving.candidates)
+        return fastest(runtimes, example)
 
     def ranker(self) -> Ranker:
         """The ranker, frozen."""

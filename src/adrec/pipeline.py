@@ -14,13 +14,23 @@ already for the same settings, so the same command resumes a run that was stoppe
 import json
 import shutil
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from adrec.bundle import CALIBRATION, FORMAT, GRAPHS, Manifest, find_version, publish, run_of
+from adrec.bundle import (
+    CALIBRATION,
+    FORMAT,
+    GRAPHS,
+    PRERANKER,
+    Manifest,
+    find_version,
+    publish,
+    run_of,
+)
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
 from adrec.data.criteo import open_criteo
@@ -31,6 +41,7 @@ from adrec.evaluation.admission import measure_backends
 from adrec.evaluation.baselines import ranking_rivals
 from adrec.evaluation.known_world import WORLD_TASKS, known_scores, known_world
 from adrec.evaluation.offline import evaluate
+from adrec.evaluation.preranking import teach
 from adrec.evaluation.report import write_report
 from adrec.evaluation.retrieval_baselines import retrieval_rivals
 from adrec.features.dataset import Dataset, prepare
@@ -38,6 +49,7 @@ from adrec.inference.backends import Backend, Engine, Precision, TorchBackend
 from adrec.inference.choice import (
     REFERENCE,
     convert,
+    convert_preranker,
     example_of,
     is_installed,
     make_backends,
@@ -181,12 +193,13 @@ def publish_run(
         vectors[1:], config.index, ads=rows, tower=tower, threads=torch.get_num_threads()
     )
     ad_rows = AdRows.of(trained.ranker, dataset.catalogue.encoded)
+    example = example_of(state, config.serving.candidates)
     graphs = out / GRAPHS
     shutil.rmtree(graphs, ignore_errors=True)
     if is_installed("openvino") and config.serving.engine != "torch":
-        convert(trained.ranker, example_of(state, config.serving.candidates), graphs)
+        convert(trained.ranker, example, graphs)
 
-    def served(backend: Backend) -> Recommender:
+    def served(backend: Backend, considered: int | None = None) -> Recommender:
         runtime = Runtime(
             trained.two_tower,
             trained.ranker,
@@ -194,17 +207,28 @@ def publish_run(
             backend,
             ad_rows=ad_rows,
             trees=trained.trees,
+            considered=considered,
             rescored=config.serving.rescored,
         )
         serving, clock = config.serving, lambda: log_end_ms + 1
         return Recommender(runtime, index, state, serving, version="", clock=clock)
 
+    exact = served(TorchBackend(trained.ranker))
+    preranker, preranking = None, None
+    if config.serving.considered != "all":
+        seed, wanted = config.training.ranker.seed, config.serving.considered
+        taught = teach(exact, dataset, wanted, seed=seed, progress=progress)
+        if taught is not None:
+            preranker, preranking = taught
+            convert_preranker(trained.ranker, preranker, example, graphs)
+            progress.say(str(preranking))
     others = [one for one in possible(graphs) if one != REFERENCE and _may_serve(config, *one)]
+    considered = None if preranking is None else preranking.considered
     admissions = measure_backends(
-        make_backends(trained.ranker, graphs, others),
-        TorchBackend(trained.ranker),
+        make_backends(trained.ranker, preranker, graphs, others),
+        exact,
         ad_rows,
-        served,
+        partial(served, considered=considered),
         dataset,
     )
     for one in admissions:
@@ -217,6 +241,7 @@ def publish_run(
         ranker=config.ranker,
         trees=trained.trees is not None,
         serving=config.serving,
+        preranking=preranking,
         admissions=admissions,
     )
 
@@ -227,6 +252,8 @@ def publish_run(
         save_weights(trained.two_tower, folder / "two_tower.safetensors")
         save_weights(trained.ranker, folder / "ranker.safetensors")
         ad_rows.save(folder / "ad_rows.safetensors")
+        if preranker is not None:
+            save_weights(preranker, folder / PRERANKER)
         if graphs.exists():
             graphs.rename(folder / GRAPHS)
         if trained.trees is not None:

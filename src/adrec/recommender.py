@@ -24,7 +24,7 @@ from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset
 from adrec.features.state import State, Visitor
 from adrec.features.transforms import Features
-from adrec.inference.backends import CandidateRows
+from adrec.inference.backends import Pool
 from adrec.inference.runtime import Runtime
 from adrec.models.two_tower import embed_ads
 from adrec.retrieval.ad_set import AdSet
@@ -107,7 +107,7 @@ class Scored:
     """Candidates of B requests, best retrieved first.
 
     ads_BN: rows, 0 where there are fewer. scores_BNK: calibrated. order_BN: what they are ranked
-    by, -inf where there is no ad.
+    by, -inf where there is no ad, or the ranker did not look at it.
     """
 
     ads_BN: NDArray[np.int64]
@@ -342,9 +342,23 @@ class Recommender:
             visitors: who asks.
             query: the same, encoded.
             ads_BN: their candidates, rows of the offer's catalogue; 0 where there is none.
-            shown: how many of the best are wanted; these have exact scores.
+            shown: how many of the best are wanted; these have the ranker's exact scores.
             offer: the ads of an instant; None: as they are now.
         """
+        offer = offer or self.index.now.about
+        pool = self.pool(visitors, query, ads_BN, offer)
+        order_of = partial(self.order, catalogue=offer.catalogue)
+        scores, ranked_BN = self.runtime.score(query, pool, order_of, shown=shown)
+        return Scored(ads_BN, scores, np.where(ranked_BN, order_of(scores, ads_BN), -np.inf))
+
+    def pool(
+        self,
+        visitors: Sequence[Visitor],
+        query: Query,
+        ads_BN: NDArray[np.int64],
+        offer: Offer | None = None,
+    ) -> Pool:
+        """Candidates with all that the ranker may read of them; see `rank` for the arguments."""
         offer = offer or self.index.now.about
         catalogue = offer.catalogue
         with self._reading:
@@ -356,12 +370,26 @@ class Recommender:
             )
         on_top = np.ones(ads_BN.shape, np.int32)
         candidates = candidates_of(catalogue.encoded, ads_BN, counters, on_top)
-        order_of = partial(self._order, ads_BN, catalogue)
-        scores = self.runtime.score(
-            query, candidates, CandidateRows(offer.ad_rows, ads_BN), order_of, shown=shown
-        )
-        order = order_of(scores)
-        return Scored(ads_BN, scores, np.where(ads_BN > 0, order, -np.inf))
+        return Pool.of(self.runtime.ranker.layout, query, candidates, offer.ad_rows, ads_BN)
+
+    def order(
+        self,
+        scores_BNK: NDArray[np.float64],
+        ads_BN: NDArray[np.int64],
+        *,
+        catalogue: Catalogue | None = None,
+    ) -> NDArray[np.float64]:
+        """What ads are ordered by, given their scores, [B, N]; -inf where there is no ad.
+
+        Args:
+            catalogue: that the ads are rows of; None: as it is now.
+        """
+        catalogue = catalogue or self.index.now.about.catalogue
+        if self._rank_by == "ecpm":
+            order_BN = scores_BNK[..., 0] * catalogue.bid_micros_A[ads_BN]
+        else:
+            order_BN = scores_BNK[..., self._tasks.index(self._rank_by)]
+        return np.where(ads_BN > 0, order_BN, -np.inf)
 
     def score_log(self, dataset: Dataset, requests: NDArray[np.int64]) -> NDArray[np.float64]:
         """Calibrated scores of logged impressions, [rows, K], in the order of `rows_of`.
@@ -388,16 +416,6 @@ class Recommender:
         if self.serving.skip_seen:
             rows += self.state.history_ads(visitor).tolist()
         return np.unique(np.array(rows, np.int64))
-
-    def _order(
-        self,
-        ads_BN: NDArray[np.int64],
-        catalogue: Catalogue,
-        scores_BNK: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        if self._rank_by == "ecpm":
-            return scores_BNK[..., 0] * catalogue.bid_micros_A[ads_BN]
-        return scores_BNK[..., self._tasks.index(self._rank_by)]
 
     def _ranked(self, scored: Scored, request: int, place: int, catalogue: Catalogue) -> RankedAd:
         row = int(scored.ads_BN[request, place])

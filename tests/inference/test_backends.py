@@ -16,24 +16,27 @@ from adrec.features.batches import Batch, Candidates, Fields, Query, candidates_
 from adrec.features.dataset import Dataset
 from adrec.inference.backends import (
     Backend,
-    CandidateRows,
     Engine,
     Example,
+    Pool,
     Precision,
     TorchBackend,
-    fastest,
 )
 from adrec.inference.choice import (
     PRECISIONS,
     Admission,
-    choose_backend,
     convert,
+    convert_preranker,
     example_of,
+    fastest,
     make_backends,
     possible,
+    serving_backends,
 )
+from adrec.inference.graphs import PrerankGraph
 from adrec.inference.runtime import Runtime
 from adrec.models.ad_rows import AdRows
+from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker, RankerConfig
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -44,6 +47,9 @@ SMALL = RankerConfig(
 # Logits of an untrained ranker lie within about 1 of each other. bf16 keeps 8 bits of each factor,
 # int8 7 bits of the largest of its group; through two blocks that is some hundredths.
 TOLERANCE = {"float32": 1e-4, "bf16": 0.08, "int8": 0.15}
+IDENTITY = Calibration.model_validate(
+    {"tasks": [{"method": "identity"}] * 2 + [{"method": "scale"}]}
+)
 ALL: list[tuple[Engine, Precision]] = [(e, p) for e, of_e in PRECISIONS.items() for p in of_e]
 
 
@@ -57,9 +63,22 @@ def ranker(tiny_dataset: Dataset) -> Ranker:
 
 
 @pytest.fixture(scope="module")
-def graphs(ranker: Ranker, tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def preranker(ranker: Ranker, tiny_dataset: Dataset) -> Preranker:
+    torch.manual_seed(1)
+    return Preranker(SMALL.width, ranker.layout.task_kinds).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    ranker: Ranker,
+    preranker: Preranker,
+    tiny_dataset: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
-    convert(ranker, example_of(tiny_dataset.state("end"), 100), folder)
+    example = example_of(tiny_dataset.state("end"), 100)
+    convert(ranker, example, folder)
+    convert_preranker(ranker, preranker, example, folder)
     return folder
 
 
@@ -69,8 +88,10 @@ def ad_rows(ranker: Ranker, tiny_dataset: Dataset) -> AdRows:
 
 
 @pytest.fixture(scope="module")
-def backends(ranker: Ranker, graphs: Path) -> dict[tuple[Engine, Precision], Backend]:
-    made = make_backends(ranker, graphs, ALL, threads=1)
+def backends(
+    ranker: Ranker, preranker: Preranker, graphs: Path
+) -> dict[tuple[Engine, Precision], Backend]:
+    made = make_backends(ranker, preranker, graphs, ALL, threads=1)
     return {(backend.engine, backend.precision): backend for backend in made}
 
 
@@ -85,6 +106,16 @@ def asked(
     position = np.ones(rows.shape, np.int32)
     encoded = dataset.catalogue.encoded
     return batch.query, candidates_of(encoded, rows, counters.astype(np.float32), position), rows
+
+
+def pool_of(
+    ranker: Ranker,
+    query: Query,
+    candidates: Candidates,
+    ad_rows: AdRows | None,
+    rows: NDArray[np.int64],
+) -> Pool:
+    return Pool.of(ranker.layout, query, candidates, ad_rows, rows)
 
 
 def logit(scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -105,11 +136,11 @@ def test_scores_are_the_rankers(
     query, candidates, rows = asked(tiny_dataset, *shape)
     with torch.inference_mode():
         expected = ranker.predict(query, candidates).numpy()
-    opened = backends[name].open(query)
-    first = opened.score(candidates, CandidateRows(ad_rows, rows))
+    opened, pool = backends[name].open(query), pool_of(ranker, query, candidates, ad_rows, rows)
+    first = opened.score(pool)
     assert first.shape == (*shape, 3)
     np.testing.assert_allclose(logit(first), logit(expected), atol=TOLERANCE[name[1]])
-    exact = opened.score_exactly(candidates)
+    exact = opened.score_exactly(pool)
     np.testing.assert_allclose(logit(exact), logit(expected), atol=1e-4)
     np.testing.assert_allclose(exact[..., 2], expected[..., 2], rtol=1e-3)
 
@@ -141,8 +172,9 @@ def test_a_log_may_lack_fields_histories_and_counters(
     expected = model.predict(query, candidates).numpy()
     ad_rows, choices = AdRows.of(model, encoded), possible(graphs)
     assert len(choices) == (2 if known == "nothing" else 5)
-    for backend in make_backends(model, graphs, choices, threads=1):
-        found = backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
+    pool = pool_of(model, query, candidates, ad_rows, rows)
+    for backend in make_backends(model, None, graphs, choices, threads=1):
+        found = backend.open(query).score(pool)
         atol = TOLERANCE[backend.precision]
         np.testing.assert_allclose(logit(found), logit(expected), atol=atol)
 
@@ -152,6 +184,7 @@ def test_many_threads_at_once(
     name: tuple[Engine, Precision],
     backends: dict[tuple[Engine, Precision], Backend],
     ad_rows: AdRows,
+    ranker: Ranker,
     tiny_dataset: Dataset,
 ) -> None:
     cases = [asked(tiny_dataset, 1, count) for count in range(5, 45)]
@@ -159,12 +192,68 @@ def test_many_threads_at_once(
 
     def scored(case: tuple[Query, Candidates, NDArray[np.int64]]) -> NDArray[np.float32]:
         query, candidates, rows = case
-        return backend.open(query).score(candidates, CandidateRows(ad_rows, rows))
+        return backend.open(query).score(pool_of(ranker, query, candidates, ad_rows, rows))
 
     alone = [scored(case) for case in cases]
     with ThreadPoolExecutor(4) as pool:
         for found, expected in zip(pool.map(scored, cases), alone, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def by_click(scores_BNK: NDArray[np.float64], ads_BN: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.where(ads_BN > 0, scores_BNK[..., 0], -np.inf)
+
+
+class TestPreranking:
+    @pytest.mark.parametrize("name", ALL, ids=" ".join)
+    def test_backends_guess_what_the_preranker_does(
+        self,
+        name: tuple[Engine, Precision],
+        backends: dict[tuple[Engine, Precision], Backend],
+        ad_rows: AdRows,
+        ranker: Ranker,
+        preranker: Preranker,
+        tiny_dataset: Dataset,
+    ) -> None:
+        query, candidates, rows = asked(tiny_dataset, 2, 50)
+        pool = pool_of(ranker, query, candidates, ad_rows, rows)
+        codes, scales = map(torch.from_numpy, pool.stored())
+        graph, summary = PrerankGraph(ranker, preranker), ranker.prefix(query).summary_BD
+        expected = graph(summary, codes, scales, pool.together_BNX).numpy()
+        found = backends[name].open(query).prerank(pool)
+        np.testing.assert_allclose(logit(found), logit(expected), atol=0.05)
+
+    @pytest.mark.parametrize("name", ALL, ids=" ".join)
+    @pytest.mark.parametrize(("shown", "looked_at"), [(3, 40), (10, 40), (20, 80), (200, 300)])
+    def test_the_ranker_looks_at_the_best_guesses(
+        self,
+        name: tuple[Engine, Precision],
+        shown: int,
+        looked_at: int,
+        backends: dict[tuple[Engine, Precision], Backend],
+        ad_rows: AdRows,
+        ranker: Ranker,
+        tiny_dataset: Dataset,
+    ) -> None:
+        """Of 300; four times as many as are shown, and never fewer than for ten."""
+        backend = backends[name]
+        two_tower = TwoTower(TwoTowerConfig(output_dim=16), tiny_dataset.features.layout)
+        runtime = Runtime(
+            two_tower, ranker, IDENTITY, backend, ad_rows=ad_rows, considered=40, rescored=12
+        )
+        query, candidates, rows = asked(tiny_dataset, 2, 300)
+        rows[1, 250:] = 0  # not there
+        pool = pool_of(ranker, query, candidates, ad_rows, rows)
+        found, ranked = runtime.score(query, pool, by_click, shown=shown)
+        assert ranked.sum(axis=1).tolist() == [looked_at] * 2
+        guess = by_click(backend.open(query).prerank(pool).astype(np.float64), rows)
+        exact = ranker.predict(query, candidates).double().numpy()
+        for b in range(2):
+            if looked_at < 300:
+                assert guess[b, ranked[b]].min() >= guess[b, ~ranked[b]].max()
+            looked = np.flatnonzero(ranked[b] & (rows[b] > 0))
+            best = looked[np.argsort(-found[b, looked, 0])][:shown]
+            np.testing.assert_allclose(found[b, best], exact[b, best], rtol=1e-3)
 
 
 class TestRescoring:
@@ -179,15 +268,13 @@ class TestRescoring:
     ) -> None:
         layout = tiny_dataset.features.layout
         two_tower = TwoTower(TwoTowerConfig(output_dim=16), layout)
-        calibration = Calibration.model_validate(
-            {"tasks": [{"method": "identity"}] * 2 + [{"method": "scale"}]}
-        )
-        runtime = Runtime(two_tower, ranker, calibration, backends[name], rescored=12)
+        runtime = Runtime(two_tower, ranker, IDENTITY, backends[name], ad_rows=ad_rows, rescored=12)
         query, candidates, rows = asked(tiny_dataset, 2, 300)
-        stored = CandidateRows(ad_rows, rows)
+        pool = pool_of(ranker, query, candidates, ad_rows, rows)
         with torch.inference_mode():
             exact = ranker.predict(query, candidates).double().numpy()
-        found = runtime.score(query, candidates, stored, lambda scores: scores[..., 0], shown=3)
+        found, ranked = runtime.score(query, pool, by_click, shown=3)
+        assert ranked.all()
         for b in range(2):
             best = np.argsort(-exact[b, :, 0])[:3]
             assert np.array_equal(np.argsort(-found[b, :, 0])[:3], best)
@@ -233,13 +320,11 @@ class TestChoice:
         graphs: Path,
         tiny_dataset: Dataset,
     ) -> None:
-        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-        example = example_of(tiny_dataset.state("end"), 50)
         admissions = [admission(precision, 1.0) for precision in admitted]
         admissions += [admission(p, 0.5) for p in ("bf16", "int8") if p not in admitted]
         serving = ServingConfig.model_validate(settings)
-        chosen = choose_backend(ranker, rows, graphs, example, serving, admissions)
-        assert (chosen.engine, chosen.precision) in choices
+        found = serving_backends(ranker, None, graphs, serving, admissions)
+        assert {(backend.engine, backend.precision) for backend in found} == choices
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -256,11 +341,9 @@ class TestChoice:
         graphs: Path,
         tiny_dataset: Dataset,
     ) -> None:
-        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-        example = example_of(tiny_dataset.state("end"), 50)
         serving = ServingConfig.model_validate(settings)
         with pytest.raises(ConfigError, match=message):
-            choose_backend(ranker, rows, graphs, example, serving, [])
+            serving_backends(ranker, None, graphs, serving, [])
 
     def test_without_graphs_only_torch_is_possible(self, tmp_path: Path, graphs: Path) -> None:
         nothing = tmp_path / "none"
@@ -270,11 +353,9 @@ class TestChoice:
     def test_graphs_that_are_missing_are_named(
         self, ranker: Ranker, tiny_dataset: Dataset, tmp_path: Path
     ) -> None:
-        rows = AdRows.of(ranker, tiny_dataset.catalogue.encoded)
-        example = example_of(tiny_dataset.state("end"), 50)
         serving = ServingConfig(engine="openvino")
         with pytest.raises(ConfigError, match="none is missing"):
-            choose_backend(ranker, rows, tmp_path / "none", example, serving, [])
+            serving_backends(ranker, None, tmp_path / "none", serving, [])
 
     def test_the_fastest_is_taken(self, ranker: Ranker, tiny_dataset: Dataset) -> None:
         """One that works ten times as much never is."""
@@ -283,9 +364,14 @@ class TestChoice:
             def open(self, query: Query):  # type: ignore[no-untyped-def]
                 for _ in range(10):
                     opened = super().open(query)
-                    opened.score_exactly(example.candidates)
+                    opened.score_exactly(pool)
                 return opened
 
         example = example_of(tiny_dataset.state("end"), 300)
-        fast = TorchBackend(ranker)
-        assert fastest([Slow(ranker), fast], example, None) is fast
+        pool = pool_of(ranker, example.query, example.candidates, None, example.row_BN)
+        two_tower = TwoTower(TwoTowerConfig(output_dim=16), tiny_dataset.features.layout)
+        slow, fast = (
+            Runtime(two_tower, ranker, IDENTITY, backend)
+            for backend in (Slow(ranker), TorchBackend(ranker))
+        )
+        assert fastest([slow, fast], example) is fast

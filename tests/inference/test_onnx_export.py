@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from adrec.errors import ConfigError
 from adrec.features.batches import Candidates, Query, candidates_of, stack_queries
@@ -97,8 +98,7 @@ def test_the_interface_is_what_the_files_say(folder: Path) -> None:
 
 
 def test_the_example_checks_a_runtime(folder: Path) -> None:
-    with np.load(folder / EXAMPLE) as file:
-        example = dict(file)
+    example = load_file(folder / EXAMPLE)
     for graph in ("prefix.onnx", "candidates.onnx"):
         for name, found in run(folder, graph, example).items():
             np.testing.assert_allclose(found, example[name], rtol=1e-4, atol=1e-5)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrec.features.dataset import Dataset
-from adrec.inference.backends import Backend, CandidateRows, TorchBackend
+from adrec.inference.backends import Backend, Pool
 from adrec.inference.choice import Admission
 from adrec.metrics import auc
 from adrec.models.ad_rows import AdRows
@@ -27,7 +27,7 @@ Served = Callable[[Backend], Recommender]
 
 def measure_backends(
     backends: Sequence[Backend],
-    reference: TorchBackend,
+    reference: Recommender,
     ad_rows: AdRows,
     served: Served,
     dataset: Dataset,
@@ -36,9 +36,9 @@ def measure_backends(
 
     Args:
         backends: other ones.
-        reference: the ranker as it was trained.
+        reference: runs the ranker as it was trained, on all candidates.
         ad_rows: what it makes of the ads.
-        served: makes recommenders that differ in the backend only.
+        served: makes recommenders that differ in the backend only, as they would serve.
         dataset: with the validation period.
     """
     if not backends:
@@ -48,8 +48,8 @@ def measure_backends(
     binary = [k for k, kind in enumerate(layout.task_kinds) if kind == "binary"]
     requests = _some_requests(dataset)
     labels_NK = dataset.labels_NK[dataset.rows_of(requests)]
-    of_reference = _first_pass(reference, ad_rows, dataset, requests)
-    exact = _tops(served(reference))
+    of_reference = _first_pass(reference.runtime.backend, ad_rows, dataset, requests)
+    exact = _tops(reference)
     found = []
     for backend in backends:
         scores = _first_pass(backend, ad_rows, dataset, requests)
@@ -85,8 +85,9 @@ def _first_pass(
     """Uncalibrated scores of the requests' impressions, [rows, K]."""
     found = []
     for batch in dataset.in_order(requests, 2048):
-        stored = CandidateRows(ad_rows, batch.ad_row_BN.numpy())
-        scores = backend.open(batch.query).score(batch.candidates, stored)
+        rows = batch.ad_row_BN.numpy()
+        pool = Pool.of(dataset.features.layout, batch.query, batch.candidates, ad_rows, rows)
+        scores = backend.open(batch.query).score(pool)
         found.append(scores[batch.candidates.mask_BN.numpy()])
     return np.concatenate(found)
 

@@ -143,7 +143,8 @@ def _rerank(
     ):
         requests = asked.requests_Q[part]
         visitors = [logged_visitor(dataset, int(request)) for request in requests]
-        scored = replayed.rank(visitors, dataset.query(requests), np.maximum(ads_QK[part], 0))
+        ads_BN = np.maximum(ads_QK[part], 0)  # all of them are put in order
+        scored = replayed.rank(visitors, dataset.query(requests), ads_BN, shown=ads_BN.shape[1])
         click = np.where(scored.ads_BN > 0, scored.scores_BNK[..., 0], -np.inf)
         order = np.argsort(-click, axis=1, kind="stable")
         found.append(np.take_along_axis(ads_QK[part], order, axis=1))

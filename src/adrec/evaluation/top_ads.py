@@ -99,7 +99,7 @@ def top_ads(
         seen = None
         if recommender.serving.skip_seen:
             seen = [state.history_ads(visitor) for visitor in visitors]
-        scored = replayed.rank(visitors, query, replayed.retrieve(query, count, seen))
+        scored = replayed.rank(visitors, query, replayed.retrieve(query, count, seen), shown=k)
         places, top = scored.top(k)
         ads.append(top)
         scores.append(np.take_along_axis(scored.scores_BNK, places[..., None], axis=1))

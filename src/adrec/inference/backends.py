@@ -4,22 +4,23 @@ A backend whose arithmetic is coarser than float32 also scores exactly, which `R
 for the best few. It is admitted to serve by measurement (`evaluation/admission.py`).
 """
 
-import time
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adrec.features.batches import Candidates, Query
+from adrec.features.transforms import Layout
+from adrec.inference.graphs import PrerankGraph
 from adrec.models.ad_rows import AdRows
+from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker, histories_of, known_together
 
 Engine = Literal["torch", "openvino"]
 Precision = Literal["float32", "bf16", "int8"]
-
-_TRIALS = 5
 
 
 class Example(NamedTuple):
@@ -30,23 +31,60 @@ class Example(NamedTuple):
     row_BN: NDArray[np.int64]
 
 
-class CandidateRows(NamedTuple):
-    """Where candidates stand in the rows of all ads. rows: None where the backend needs none.
-    row_BN: 0 where there is no candidate."""
+@dataclass(frozen=True)
+class Pool:
+    """N candidates of B requests, with all that a backend may read of them.
 
+    together_BNX: `known_together`. rows: what the ranker makes of all ads, None if nobody reads
+    it. row_BN: where the candidates stand in it, 0 where there is none.
+    """
+
+    candidates: Candidates
+    together_BNX: Tensor
     rows: AdRows | None
     row_BN: NDArray[np.int64]
 
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls,
+        layout: Layout,
+        query: Query,
+        candidates: Candidates,
+        rows: AdRows | None,
+        row_BN: NDArray[np.int64],
+    ) -> Self:
+        """Put together what is known of candidates of a query."""
+        together_BNX = known_together(histories_of(query, layout.impressions), candidates)
+        return cls(candidates, together_BNX, rows, row_BN)
+
+    def at(self, place_BM: NDArray[np.int64]) -> "Pool":
+        """Some places of each request, M."""
+        places = torch.from_numpy(place_BM)
+        return Pool(
+            self.candidates.at(places),
+            self.together_BNX.take_along_dim(places[..., None], dim=1),
+            self.rows,
+            np.take_along_axis(self.row_BN, place_BM, axis=1),
+        )
+
+    def stored(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Codes [B, N, 2D] and scales [B, N, 2] of the candidates' rows."""
+        assert self.rows is not None
+        return self.rows.take(self.row_BN)
+
 
 class Opened(Protocol):
-    """B requests, encoded. Scores are a probability or expected value of each task, uncalibrated,
-    [B, N, K]."""
+    """B requests, encoded. Scores are a probability or expected value of each task, [B, N, K]."""
 
-    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
-        """Score candidates in the backend's precision."""
+    def prerank(self, pool: Pool) -> NDArray[np.float32]:
+        """The preranker's guess, calibrated."""
 
-    def score_exactly(self, candidates: Candidates) -> NDArray[np.float32]:
-        """Score candidates in float32, from their fields."""
+    def score(self, pool: Pool) -> NDArray[np.float32]:
+        """Score candidates in the backend's precision, uncalibrated."""
+
+    def score_exactly(self, pool: Pool) -> NDArray[np.float32]:
+        """Score candidates in float32, from their fields, uncalibrated."""
 
 
 class Backend(Protocol):
@@ -69,51 +107,51 @@ class TorchBackend:
 
     engine: Engine = "torch"
 
-    def __init__(self, ranker: Ranker, precision: Literal["float32", "bf16"] = "float32") -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        precision: Literal["float32", "bf16"] = "float32",
+        preranker: Preranker | None = None,
+    ) -> None:
         self._ranker = ranker.eval().requires_grad_(False)
+        self._preranking = None if preranker is None else PrerankGraph(ranker, preranker).eval()
         self.precision: Precision = precision
 
     def open(self, query: Query) -> Opened:
         """See `Backend`."""
-        return _OpenedOnTorch(self._ranker, query, bf16=self.precision == "bf16")
+        return _OpenedOnTorch(self._ranker, self._preranking, query, bf16=self.precision == "bf16")
 
 
 class _OpenedOnTorch:
     @torch.inference_mode()
-    def __init__(self, ranker: Ranker, query: Query, *, bf16: bool) -> None:
-        self._ranker, self._bf16 = ranker, bf16
-        self._histories = histories_of(query, ranker.layout.impressions)
+    def __init__(
+        self, ranker: Ranker, preranking: PrerankGraph | None, query: Query, *, bf16: bool
+    ) -> None:
+        self._ranker, self._preranking, self._bf16 = ranker, preranking, bf16
         self._prefix = ranker.prefix(query)
 
     @torch.inference_mode()
-    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
-            return self.score_exactly(candidates)
+    def prerank(self, pool: Pool) -> NDArray[np.float32]:
+        assert self._preranking is not None
+        codes, scales = (torch.from_numpy(array) for array in pool.stored())
+        guessed: NDArray[np.float32] = self._preranking(
+            self._prefix.summary_BD, codes, scales, pool.together_BNX
+        ).numpy()
+        return guessed
 
     @torch.inference_mode()
-    def score_exactly(self, candidates: Candidates) -> NDArray[np.float32]:
+    def score(self, pool: Pool) -> NDArray[np.float32]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            return self.score_exactly(pool)
+
+    @torch.inference_mode()
+    def score_exactly(self, pool: Pool) -> NDArray[np.float32]:
+        candidates = pool.candidates
         outputs = self._ranker.judge(
             self._prefix,
             self._ranker.ads(candidates.ads),
-            known_together(self._histories, candidates),
+            pool.together_BNX,
             candidates.position_BN,
         )
         scores: NDArray[np.float32] = self._ranker.heads.predictions(outputs).numpy()
         return scores
-
-
-def fastest(backends: Sequence[Backend], example: Example, rows: AdRows | None) -> Backend:
-    """The backend that scores an example in the least time; median of a few trials, taken in
-    turns."""
-    if len(backends) == 1:
-        return backends[0]
-    seconds: list[list[float]] = [[] for _ in backends]
-    for trial in range(1 + _TRIALS):
-        for backend, found in zip(backends, seconds, strict=True):
-            begun = time.perf_counter()
-            backend.open(example.query).score(
-                example.candidates, CandidateRows(rows, example.row_BN)
-            )
-            if trial:  # the first one warms up
-                found.append(time.perf_counter() - begun)
-    return backends[int(np.argmin([np.median(found) for found in seconds]))]

@@ -3,6 +3,7 @@
 OpenVINO is imported only where it is used: without it everything runs on torch.
 """
 
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from adrec.errors import ConfigError
 from adrec.features.batches import candidates_of
 from adrec.features.state import State
-from adrec.inference.backends import Backend, Engine, Example, Precision, TorchBackend, fastest
-from adrec.models.ad_rows import AdRows
+from adrec.inference.backends import Backend, Engine, Example, Pool, Precision, TorchBackend
+from adrec.inference.runtime import TOP, Runtime
+from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.schema import Strict
 
@@ -26,6 +28,9 @@ PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "torch": ("float32", "bf16"),
     "openvino": ("float32", "bf16", "int8"),
 }
+
+
+_TRIALS = 5
 
 
 class Admission(Strict):
@@ -55,6 +60,21 @@ class Admission(Strict):
         )
 
 
+class Preranking(Strict):
+    """How many candidates the ranker looks at, and what that loses."""
+
+    considered: int
+    """Of a request, for 10 ads shown."""
+    top_agreement: float
+    """Share of the ranker's top 10 of all candidates that are among them."""
+
+    def __str__(self) -> str:
+        return (
+            f"preranker: of the top 10 of all candidates, {self.top_agreement:.1%} are among the "
+            f"{self.considered} that the ranker looks at"
+        )
+
+
 class Wanted(Protocol):
     """What `ServingConfig` says of backends."""
 
@@ -71,21 +91,36 @@ class Wanted(Protocol):
         """For one request."""
 
 
-def choose_backend(
+def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:
+    """The one that scores an example in the least time; median of a few trials, taken in turns."""
+    if len(runtimes) == 1:
+        return runtimes[0]
+    seconds: list[list[float]] = [[] for _ in runtimes]
+    for trial in range(1 + _TRIALS):
+        for runtime, found in zip(runtimes, seconds, strict=True):
+            layout = runtime.ranker.layout
+            pool = Pool.of(
+                layout, example.query, example.candidates, runtime.ad_rows, example.row_BN
+            )
+            begun = time.perf_counter()
+            runtime.score(example.query, pool, lambda scores, _: scores[..., 0], shown=TOP)
+            if trial:  # the first one warms up
+                found.append(time.perf_counter() - begun)
+    return runtimes[int(np.argmin([np.median(found) for found in seconds]))]
+
+
+def serving_backends(
     ranker: Ranker,
-    rows: AdRows,
+    preranker: Preranker | None,
     graphs: Path,
-    example: Example,
     wanted: Wanted,
     admissions: Sequence[Admission],
-) -> Backend:
-    """The backend that serves. Engine and precision that are named need no admission.
+) -> list[Backend]:
+    """Backends that may serve. Engine and precision that are named need no admission.
 
     Args:
-        ranker: frozen.
-        rows: what it makes of the ads.
+        ranker, preranker: frozen.
         graphs: folder of OpenVINO's graphs, if there is one.
-        example: to time backends with.
         wanted: what the settings say.
         admissions: what was measured when the version was made.
 
@@ -109,8 +144,7 @@ def choose_backend(
             f"serving.engine={wanted.engine} with serving.precision={wanted.precision}: "
             + _why_not(wanted, graphs)
         )
-    backends = make_backends(ranker, graphs, choices, threads=wanted.threads)
-    return fastest(backends, example, rows)
+    return make_backends(ranker, preranker, graphs, choices, threads=wanted.threads)
 
 
 def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
@@ -125,16 +159,17 @@ def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
 
 def make_backends(
     ranker: Ranker,
+    preranker: Preranker | None,
     graphs: Path,
     choices: Sequence[tuple[Engine, Precision]],
     *,
     threads: int | None = None,
 ) -> list[Backend]:
-    """Backends ready to run, in the order of PRECISIONS; see `choose_backend`."""
+    """Backends ready to run, in the order of PRECISIONS; see `serving_backends`."""
     made: list[Backend] = []
     for precision in ("float32", "bf16"):
         if ("torch", precision) in choices:
-            made.append(TorchBackend(ranker, precision))
+            made.append(TorchBackend(ranker, precision, preranker))
     compiled = [precision for engine, precision in choices if engine == "openvino"]
     if compiled:
         from adrec.inference.openvino_backend import OpenVinoBackend
@@ -149,6 +184,14 @@ def convert(ranker: Ranker, example: Example, graphs: Path) -> None:
     from adrec.inference import openvino_backend
 
     openvino_backend.convert(ranker, example, graphs)
+
+
+def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, graphs: Path) -> None:
+    """Write the preranker's graph beside the ranker's, if there are any."""
+    if graphs.exists():
+        from adrec.inference import openvino_backend
+
+        openvino_backend.convert_preranker(ranker, preranker, example, graphs)
 
 
 def example_of(state: State, count: int) -> Example:

@@ -1,8 +1,8 @@
-"""The ranker as two graphs of plain tensors: one a request, one a candidate.
+"""The ranker as graphs of plain tensors: one a request, one a candidate, one for a first guess.
 
-OpenVINO compiles them, and they are what is exported. Of ads they read `AdRows` in 8 bits, or, for
-exact scores, the same halves in float32 with scales of 1. The numbers of requests B and candidates
-N, and no others, are free.
+OpenVINO compiles them, and the first two are what is exported. Of ads they read `AdRows` in 8 bits,
+or, for exact scores, the same halves in float32 with scales of 1. The numbers of requests B and
+candidates N, and no others, are free.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrec.features.batches import Candidates, Fields, Query
-from adrec.inference.backends import Example
+from adrec.models.preranker import Preranker
 from adrec.models.ranker import (
     Prefix,
     Ranker,
@@ -111,6 +111,7 @@ CANDIDATE_FREE: FreeAxes = (
     *((1,), (1,), (0,), (0,)),  # PrefixOutputs
     *((0, 1),) * len(CandidateInputs._fields),
 )
+PRERANK_FREE: FreeAxes = ((0,), *((0, 1),) * 3)
 
 
 class PrefixGraph(nn.Module):
@@ -171,6 +172,23 @@ class CandidateGraph(nn.Module):
         return self.ranker.heads.predictions(outputs)
 
 
+class PrerankGraph(nn.Module):
+    """What the prefix and `AdRows` say of candidates, to the preranker's guesses [B, N, K]."""
+
+    def __init__(self, ranker: Ranker, preranker: Preranker) -> None:
+        super().__init__()
+        self.ranker, self.preranker = ranker, preranker
+
+    def forward(
+        self, summary: Tensor, ad_codes: Tensor, ad_scales: Tensor, together: Tensor
+    ) -> Tensor:
+        """Guess."""
+        cross = ad_codes.chunk(2, dim=-1)[1].float() * ad_scales[..., 1:]
+        crossed = self.ranker.crossed(summary, cross, self.ranker.scores(together))
+        guessed: Tensor = self.preranker(crossed)
+        return guessed
+
+
 class AdGraph(nn.Module):
     """Fields of ads to what `AdRows` keeps of them, before rounding, [A, 2D]."""
 
@@ -183,9 +201,10 @@ class AdGraph(nn.Module):
         return self.ranker.ads(Fields(ad_codes, ad_dense))
 
 
-def graph_inputs(ranker: Ranker, example: Example) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def graph_inputs(
+    ranker: Ranker, query: Query, candidates: Candidates
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Inputs of `PrefixGraph` and `CandidateGraph` for an example, exact."""
-    query, candidates, _ = example
     together = known_together(histories_of(query, ranker.layout.impressions), candidates)
     prefix = tensors(PrefixInputs.of(ranker, query))
     encoded = PrefixGraph(ranker)(*prefix)

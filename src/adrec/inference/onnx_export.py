@@ -4,9 +4,9 @@
     prefix.onnx       B requests with their histories    ─► keys, values, mask, summary
     candidates.onnx   those, and N ads of each           ─► predictions [B, N, K], uncalibrated
 
-`interface.json` names every input and output with its type and shape, and `example.npz` holds
-inputs and what torch makes of them, to check a runtime with. A, B and N may be any numbers; all
-other sizes are fixed, as TensorRT likes them. What the model was not told of (no histories, no
+`interface.json` names every input and output with its type and shape, and `example.safetensors`
+holds inputs and what torch makes of them, to check a runtime with. A, B and N may be any numbers;
+all other sizes are fixed, as TensorRT likes them. What the model was not told of (no histories, no
 counters) has no input.
 """
 
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -31,7 +32,7 @@ from adrec.models.ranker import Ranker, histories_of, known_together
 from adrec.schema import Strict
 
 ADS, PREFIX, CANDIDATES = "ads.onnx", "prefix.onnx", "candidates.onnx"
-INTERFACE, EXAMPLE = "interface.json", "example.npz"
+INTERFACE, EXAMPLE = "interface.json", "example.safetensors"
 OPSET = 20
 
 _SAMPLE_ADS = 8  # of each request
@@ -116,8 +117,8 @@ def export_onnx(
             _export_prefix(ranker, query, folder, example),
             _export_candidates(ranker, query, candidates, folder, example),
         )
-    arrays = {name: tensor.numpy() for name, tensor in example.items()}
-    np.savez(folder / EXAMPLE, allow_pickle=False, **arrays)
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in example.items()}
+    save_file(arrays, folder / EXAMPLE)
     interface = Interface(version=version, tasks=tuple(tasks), graphs=graphs)
     (folder / INTERFACE).write_text(interface.model_dump_json(indent=1) + "\n")
     return interface

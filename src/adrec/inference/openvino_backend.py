@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino
@@ -18,24 +18,29 @@ import torch
 from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.preprocess import PrePostProcessor
+from torch import Tensor, nn
 
-from adrec.features.batches import Candidates, Query
-from adrec.inference.backends import CandidateRows, Engine, Example, Opened, Precision
+from adrec.features.batches import Query
+from adrec.inference.backends import Engine, Example, Opened, Pool, Precision
 from adrec.inference.graphs import (
     CANDIDATE_FREE,
     PREFIX_FREE,
+    PRERANK_FREE,
     CandidateGraph,
     CandidateInputs,
+    FreeAxes,
     PrefixGraph,
     PrefixInputs,
     PrefixOutputs,
+    PrerankGraph,
     graph_inputs,
 )
-from adrec.models.ranker import Ranker, histories_of, known_together
+from adrec.models.preranker import Preranker
+from adrec.models.ranker import Ranker
 
-PREFIX, CANDIDATES = "prefix.xml", "candidates.xml"
+PREFIX, CANDIDATES, PRERANK = "prefix.xml", "candidates.xml", "prerank.xml"
 
-_AD_CODES = 4  # input of the candidates' graph
+_AD_CODES, _PRERANK_CODES = 4, 1  # which input they are
 _GROUP = 128  # activations that share a scale
 _LEAST_WEIGHTS = 16_384  # smaller layers stay as they are
 
@@ -46,17 +51,10 @@ class OpenVinoBackend:
     engine: Engine = "openvino"
 
     def __init__(
-        self,
-        ranker: Ranker,
-        precision: Precision,
-        *,
-        prefix: "Compiled",
-        exact: "Compiled",
-        coarse: "Compiled | None",
+        self, ranker: Ranker, precision: Precision, graphs: "Graphs", coarse: "Compiled | None"
     ) -> None:
-        self._ranker = ranker
+        self._ranker, self._graphs, self._coarse = ranker, graphs, coarse
         self.precision: Precision = precision
-        self._prefix, self._exact, self._coarse = prefix, exact, coarse
 
     @classmethod
     def several(
@@ -75,72 +73,80 @@ class OpenVinoBackend:
             precisions: wanted.
             threads: that work on one call.
         """
-        prefix = Compiled(graphs / PREFIX, "float32", threads)
-        exact = Compiled(graphs / CANDIDATES, "float32", threads)
-        coarse: dict[Precision, Compiled] = {
-            precision: Compiled(graphs / CANDIDATES, precision, threads)
-            for precision in precisions
-            if precision != "float32"
-        }
+        shared = Graphs(
+            prefix=Compiled(graphs / PREFIX, "float32", threads),
+            exact=Compiled(graphs / CANDIDATES, "float32", threads),
+            prerank=Compiled(graphs / PRERANK, "bf16", threads, codes=_PRERANK_CODES)
+            if (graphs / PRERANK).exists()
+            else None,
+        )
         return [
             cls(
                 ranker,
                 precision,
-                prefix=prefix,
-                exact=exact,
-                coarse=coarse.get(precision),
+                shared,
+                None
+                if precision == "float32"
+                else Compiled(graphs / CANDIDATES, precision, threads, codes=_AD_CODES),
             )
             for precision in precisions
         ]
 
     def open(self, query: Query) -> Opened:
         """See `Backend`."""
-        return _OpenedOnOpenVino(self._ranker, query, self._prefix, self._exact, self._coarse)
+        return _OpenedOnOpenVino(self._ranker, query, self._graphs, self._coarse)
+
+
+class Graphs(NamedTuple):
+    """What precisions have in common. prerank: None without a preranker."""
+
+    prefix: "Compiled"
+    exact: "Compiled"
+    prerank: "Compiled | None"
 
 
 class _OpenedOnOpenVino:
     @torch.inference_mode()
     def __init__(
-        self,
-        ranker: Ranker,
-        query: Query,
-        prefix: "Compiled",
-        exact: "Compiled",
-        coarse: "Compiled | None",
+        self, ranker: Ranker, query: Query, graphs: Graphs, coarse: "Compiled | None"
     ) -> None:
-        self._ranker, self._exact, self._coarse = ranker, exact, coarse
-        self._histories = histories_of(query, ranker.layout.impressions)
-        self._prefix = PrefixOutputs(*prefix(*PrefixInputs.of(ranker, query)))
+        self._ranker, self._graphs, self._coarse = ranker, graphs, coarse
+        self._prefix = PrefixOutputs(*graphs.prefix(*PrefixInputs.of(ranker, query)))
+
+    def prerank(self, pool: Pool) -> NDArray[np.float32]:
+        assert self._graphs.prerank is not None
+        summary, together = self._prefix.summary, pool.together_BNX.numpy()
+        return self._graphs.prerank(summary, *pool.stored(), together)[0]
 
     @torch.inference_mode()
-    def score(self, candidates: Candidates, stored: CandidateRows) -> NDArray[np.float32]:
+    def score(self, pool: Pool) -> NDArray[np.float32]:
         if self._coarse is None:
-            return self.score_exactly(candidates)
-        together = known_together(self._histories, candidates)
-        assert stored.rows is not None
-        wanted = CandidateInputs.of(
-            self._ranker, together, candidates, stored.rows.take(stored.row_BN)
-        )
-        return self._coarse(*self._prefix, *wanted)[0]
+            return self.score_exactly(pool)
+        return self._coarse(*self._prefix, *self._inputs(pool, pool.stored()))[0]
 
     @torch.inference_mode()
-    def score_exactly(self, candidates: Candidates) -> NDArray[np.float32]:
-        together = known_together(self._histories, candidates)
-        wanted = CandidateInputs.of(self._ranker, together, candidates, None)
-        return self._exact(*self._prefix, *wanted)[0]
+    def score_exactly(self, pool: Pool) -> NDArray[np.float32]:
+        return self._graphs.exact(*self._prefix, *self._inputs(pool, None))[0]
+
+    def _inputs(
+        self, pool: Pool, stored: tuple[NDArray[np.int8], NDArray[np.float32]] | None
+    ) -> CandidateInputs:
+        return CandidateInputs.of(self._ranker, pool.together_BNX, pool.candidates, stored)
 
 
 class Compiled:
     """A graph compiled for this processor, with inference requests of their own for each thread.
 
-    Other than in float32, it reads the ads' rows in 8 bits.
+    codes: which input holds the ads' rows in 8 bits, if any.
     """
 
-    def __init__(self, graph: Path, precision: Precision, threads: int) -> None:
+    def __init__(
+        self, graph: Path, precision: Precision, threads: int, *, codes: int | None = None
+    ) -> None:
         model = _core().read_model(graph)
-        if precision != "float32":
+        if codes is not None:
             steps = PrePostProcessor(model)
-            steps.input(_AD_CODES).tensor().set_element_type(openvino.Type.i8)
+            steps.input(codes).tensor().set_element_type(openvino.Type.i8)
             model = steps.build()
         if precision == "int8":
             _round_weights(model)
@@ -185,21 +191,33 @@ def convert(ranker: Ranker, example: Example, folder: Path) -> None:
     layout = ranker.layout
     if not (layout.user_sizes or layout.request_sizes or layout.history_lengths):
         return
-    prefix, candidates = graph_inputs(ranker, example)
-    for name, graph, inputs, free in (
-        (PREFIX, PrefixGraph(ranker), prefix, PREFIX_FREE),
-        (CANDIDATES, CandidateGraph(ranker), candidates, CANDIDATE_FREE),
-    ):
-        with warnings.catch_warnings():  # OpenVINO traces with what torch calls deprecated
-            warnings.simplefilter("ignore")
-            model = openvino.convert_model(graph.eval(), example_input=inputs)
-        shapes = {}
-        for port, tensor, axes in zip(model.inputs, inputs, free, strict=True):
-            shape = [-1 if axis in axes else size for axis, size in enumerate(tensor.shape)]
-            shapes[port] = openvino.PartialShape(shape)
-        model.reshape(shapes)
-        folder.mkdir(parents=True, exist_ok=True)
-        openvino.save_model(model, folder / name, compress_to_fp16=False)
+    prefix, candidates = graph_inputs(ranker, example.query, example.candidates)
+    folder.mkdir(parents=True, exist_ok=True)
+    _convert(PrefixGraph(ranker), prefix, PREFIX_FREE, folder / PREFIX)
+    _convert(CandidateGraph(ranker), candidates, CANDIDATE_FREE, folder / CANDIDATES)
+
+
+@torch.inference_mode()
+def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, folder: Path) -> None:
+    """Write the graph of a preranker beside the ranker's, PRERANK, where these are."""
+    if not (folder / CANDIDATES).exists():
+        return
+    _, candidates = graph_inputs(ranker, example.query, example.candidates)
+    _, _, _, summary, codes, scales, together, _ = candidates
+    inputs = summary, codes, scales, together
+    _convert(PrerankGraph(ranker, preranker), inputs, PRERANK_FREE, folder / PRERANK)
+
+
+def _convert(graph: nn.Module, inputs: tuple[Tensor, ...], free: FreeAxes, file: Path) -> None:
+    with warnings.catch_warnings():  # OpenVINO traces with what torch calls deprecated
+        warnings.simplefilter("ignore")
+        model = openvino.convert_model(graph.eval(), example_input=inputs)
+    shapes = {}
+    for port, tensor, axes in zip(model.inputs, inputs, free, strict=True):
+        shape = [-1 if axis in axes else size for axis, size in enumerate(tensor.shape)]
+        shapes[port] = openvino.PartialShape(shape)
+    model.reshape(shapes)
+    openvino.save_model(model, file, compress_to_fp16=False)
 
 
 def _round_weights(model: Any) -> None:

@@ -1,26 +1,41 @@
 """Runtime: both models, trees beside the ranker if there are any, calibrated.
 
-Serving and evaluation score with it. A request is encoded once for all candidates. Where the
-backend is coarser than float32, the best candidates are scored once more, exactly: as an index
-rescores what its codes found.
+Serving and evaluation score with it. A request is encoded once for all candidates. With a
+preranker the ranker looks only at those that it guesses to be the best; and where the backend is
+coarser than float32, the best of these are scored once more, exactly: as an index rescores what its
+codes found.
 """
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from adrec.calibration import Calibration
-from adrec.features.batches import Batch, Candidates, Query
-from adrec.inference.backends import Backend, CandidateRows
+from adrec.features.batches import Batch, Query
+from adrec.inference.backends import Backend, Opened, Pool
 from adrec.models.ad_rows import AdRows
 from adrec.models.ranker import Ranker
 from adrec.models.trees import Trees
 from adrec.models.two_tower import TwoTower
 
-Order = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Calibrated scores [B, N, K] to what candidates are ranked by, [B, N]."""
+TOP = 10
+"""Ads shown for which `considered` was measured."""
+
+Order = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
+"""Calibrated scores [B, N, K] of ads [B, N] to what these are ranked by, [B, N]; -inf where there
+is no ad."""
+
+
+class Scores(NamedTuple):
+    """scores_BNK: calibrated probability or expected value of each task. ranked_BN: of which ads
+    the ranker made them; the others are guessed, and none of the best."""
+
+    scores_BNK: NDArray[np.float64]
+    ranked_BN: NDArray[np.bool_]
 
 
 class Runtime:
@@ -35,20 +50,26 @@ class Runtime:
         *,
         ad_rows: AdRows | None = None,
         trees: Trees | None = None,
-        rescored: int = 32,
+        considered: int | None = None,
+        rescored: int = 20,
     ) -> None:
         """Put the parts together.
 
         Args:
             two_tower, ranker, calibration, trees: as trained.
             backend: what runs the ranker.
-            ad_rows: what the ranker makes of the ads, for a backend that is coarser than float32.
+            ad_rows: what the ranker makes of the ads, for a preranker and for a backend that is
+                coarser than float32.
+            considered: candidates of a request, for 10 that are shown, that the ranker looks at;
+                the backend must have a preranker. None: all.
             rescored: candidates of a request that are scored exactly after a coarse pass.
         """
         self.two_tower = two_tower.eval().requires_grad_(False)
         self.ranker = ranker.eval().requires_grad_(False)
         self.calibration, self.backend, self.trees = calibration, backend, trees
-        self.ad_rows, self._rescored = ad_rows, rescored
+        self.considered, self._rescored = considered, rescored
+        reads_rows = considered is not None or backend.precision != "float32"
+        self.ad_rows = ad_rows if reads_rows else None
 
     @torch.inference_mode()
     def embed(self, query: Query) -> NDArray[np.float32]:
@@ -56,42 +77,63 @@ class Runtime:
         vectors: NDArray[np.float32] = self.two_tower.users(query).numpy()
         return vectors
 
-    def score(
-        self,
-        query: Query,
-        candidates: Candidates,
-        stored: CandidateRows,
-        order: Order,
-        *,
-        shown: int,
-    ) -> NDArray[np.float64]:
-        """Calibrated probability or expected value of each task, [B, N, K].
+    def score(self, query: Query, pool: Pool, order: Order, *, shown: int) -> Scores:
+        """Score candidates of B requests.
 
         Args:
-            query: B requests.
-            candidates: N ads each.
-            stored: where they stand in the rows of all ads.
+            query: the requests.
+            pool: N ads each.
             order: what the best are chosen by.
-            shown: at least twice as many of the best are exact.
+            shown: how many of the best are wanted.
         """
-        opened, row_BN = self.backend.open(query), stored.row_BN
-        trees = None if self.trees is None else self.trees.predict(query, candidates)
-        best = max(self._rescored, 2 * shown)
-        if self.backend.precision == "float32" or best >= row_BN.shape[1]:
-            return self.calibration.apply(opened.score_exactly(candidates), trees)
-        scores = self.calibration.apply(opened.score(candidates, stored), trees)
-        order_BN = np.where(row_BN > 0, order(scores), -np.inf)
-        place_BM = np.argpartition(-order_BN, best, axis=1)[:, :best]
-        exact = opened.score_exactly(candidates.at(torch.from_numpy(place_BM)))
-        at = place_BM[..., None]
-        some = None if trees is None else np.take_along_axis(trees, at, axis=1)
-        np.put_along_axis(scores, at, self.calibration.apply(exact, some), axis=1)
-        return scores
+        opened, count = self.backend.open(query), pool.row_BN.shape[1]
+        looked_at = self._looked_at(shown, count)
+        if looked_at == count:
+            scores = self._look(opened, query, pool, order, shown)
+            return Scores(scores, np.ones(pool.row_BN.shape, bool))
+        scores = opened.prerank(pool).astype(np.float64)
+        place_BM = _best(order(scores, pool.row_BN), looked_at)
+        found = self._look(opened, query, pool.at(place_BM), order, shown)
+        np.put_along_axis(scores, place_BM[..., None], found, axis=1)
+        ranked_BN = np.zeros(pool.row_BN.shape, bool)
+        np.put_along_axis(ranked_BN, place_BM, True, axis=1)
+        return Scores(scores, ranked_BN)
 
     def score_batch(self, batch: Batch) -> NDArray[np.float64]:
         """Exact scores of a batch's impressions without the padding, [rows, K]."""
-        raw = self.backend.open(batch.query).score_exactly(batch.candidates)
-        trees = None if self.trees is None else self.trees.predict(batch.query, batch.candidates)
+        query, candidates = batch.query, batch.candidates
+        pool = Pool.of(self.ranker.layout, query, candidates, None, batch.ad_row_BN.numpy())
+        raw = self.backend.open(query).score_exactly(pool)
+        trees = None if self.trees is None else self.trees.predict(query, candidates)
         scores = self.calibration.apply(raw, trees)
         rows: NDArray[np.float64] = scores[batch.candidates.mask_BN.numpy()]
         return rows
+
+    def _looked_at(self, shown: int, count: int) -> int:
+        """How many of so many candidates the ranker looks at."""
+        if self.considered is None:
+            return count
+        return min(count, math.ceil(self.considered * max(1.0, shown / TOP)))
+
+    def _look(
+        self, opened: Opened, query: Query, pool: Pool, order: Order, shown: int
+    ) -> NDArray[np.float64]:
+        """Calibrated scores of the ranker, and of the trees if there are any; exact ones of the
+        best."""
+        trees = None if self.trees is None else self.trees.predict(query, pool.candidates)
+        exact = max(self._rescored, 2 * shown)
+        if self.backend.precision == "float32" or exact >= pool.row_BN.shape[1]:
+            return self.calibration.apply(opened.score_exactly(pool), trees)
+        scores = self.calibration.apply(opened.score(pool), trees)
+        place_BM = _best(order(scores, pool.row_BN), exact)
+        at = place_BM[..., None]
+        some = None if trees is None else np.take_along_axis(trees, at, axis=1)
+        found = self.calibration.apply(opened.score_exactly(pool.at(place_BM)), some)
+        np.put_along_axis(scores, at, found, axis=1)
+        return scores
+
+
+def _best(order_BN: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of the best candidates, in any order."""
+    places: NDArray[np.int64] = np.argpartition(-order_BN, count, axis=1)[:, :count]
+    return places

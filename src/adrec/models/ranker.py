@@ -254,13 +254,24 @@ class Ranker(nn.Module):
             x_BND = block.candidates(
                 x_BND, prefix.keys_JBHTE[j], prefix.values_JBHTE[j], prefix.mask_BT
             )
-        x0 = prefix.summary_BD[:, None] + cross_BND + self.pair_cross(crosses_BNX)
-        crossed = x0
-        for layer in self.cross:
-            crossed = layer(x0, crossed)
-        both = self.norm(torch.cat([x_BND, crossed], dim=-1))
+        crossed_BND = self.crossed(prefix.summary_BD, cross_BND, crosses_BNX)
+        both = self.norm(torch.cat([x_BND, crossed_BND], dim=-1))
         outputs: list[Tensor] = self.heads(both, position_BN)
         return outputs
+
+    def crossed(self, summary_BD: Tensor, cross_BND: Tensor, crosses_BNX: Tensor) -> Tensor:
+        """The cross stream, [B, N, D].
+
+        Args:
+            summary_BD: of the prefix.
+            cross_BND: second half of `ads`.
+            crosses_BNX: `known_together`, scaled.
+        """
+        x0_BND = summary_BD[:, None] + cross_BND + self.pair_cross(crosses_BNX)
+        x_BND: Tensor = x0_BND
+        for layer in self.cross:
+            x_BND = layer(x0_BND, x_BND)
+        return x_BND
 
     def forward(self, batch: Batch) -> list[Tensor]:
         """`score` of a batch."""
