@@ -102,9 +102,7 @@ def prepare(
 _Part = tuple[pl.DataFrame, Encoded]
 
 
-def _encoded(
-    log: Spool, features: Features, ends_ms: list[int]
-) -> Iterator[list[_Part | None]]:
+def _encoded(log: Spool, features: Features, ends_ms: list[int]) -> Iterator[list[_Part | None]]:
     """Each piece of a log, cut where a request of it comes at or after one of some times; each part
     with its requests encoded, None where it has no rows. What is after the last is left out."""
     for frame in log.frames():

@@ -102,7 +102,9 @@ class Fit:
             things = self._things(field)
             if things is None:
                 with reading(self._tables.impressions.file):
-                    counts = self._counted(field.name).rename({field.name: "value", _COUNT: "count"})
+                    counts = self._counted(field.name).rename(
+                        {field.name: "value", _COUNT: "count"}
+                    )
             else:
                 counts = things.group_by(pl.col(field.name).alias("value")).agg(
                     pl.col(_COUNT).sum().alias("count")
