@@ -1,4 +1,4 @@
-"""Spool: a log that has been read, once: checked, in time order, its impressions as numbers on disk.
+"""Spool: a log that has been read once: checked, in time order, its impressions numbers on disk.
 
 Reading text is most of the work that a log makes, and fitting features passes over a log several
 times. So the first pass checks all there is to check, turns texts into numbers, keeps each ad's

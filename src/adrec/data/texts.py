@@ -82,9 +82,11 @@ class Lookup:
             new = pl.Series(np.arange(known, size, dtype=np.uint32))
             texts = new.cat.to(column_N.dtype).cast(pl.String)
             self._numbers = np.append(self._numbers, self._find(texts))
-        if not codes.null_count():
-            return self._numbers[codes.to_numpy()]
-        return np.append(self._numbers, np.int32(0))[codes.fill_null(len(self._numbers)).to_numpy()]
+        numbers = self._numbers
+        if codes.null_count():
+            codes, numbers = codes.fill_null(len(numbers)), np.append(numbers, np.int32(0))
+        found_N: NDArray[np.int32] = numbers.take(codes.to_numpy())
+        return found_N
 
     def note(self, texts_T: pl.Series, numbers_T: NDArray[np.int32]) -> None:
         """From now on, these texts of the last column stand for other numbers."""

@@ -266,7 +266,7 @@ class Features:
         return cls(schema, fitted, vocabularies)
 
     def encode_requests(self, frame: pl.DataFrame, first: NDArray[np.int64]) -> Encoded:
-        """Encode the requests' fields of impressions, of which `first` are their requests' first."""
+        """Encode the requests' fields of impressions; `first` are where their requests begin."""
         names = [encoder.name for encoder in self.request.encoders]
         frame = frame.select(TIMESTAMP_MS, *(name for name in names if name in frame.columns))
         if len(first) < frame.height:
