@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-
 from machine import Row, machine_line, write_rows
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -28,8 +27,10 @@ _CHUNK_ROWS = 250_000
 _MISSING = 0.1
 _SIZES = (1_000_000, 5_000_000, 20_000_000)
 _QUICK_SIZES = (100_000, 200_000)
-_VALUES = (1460, 583, 200_000, 200_000, 305, 24, 12_517, 633, 3, 93_145, 5_683, 200_000, 3_194, 27,
-           14_992, 200_000, 10, 5_652, 2_173, 4, 200_000, 18, 15, 200_000, 105, 142_572)  # fmt: skip
+_VALUES = (
+    1460, 583, 200_000, 200_000, 305, 24, 12_517, 633, 3, 93_145, 5_683, 200_000, 3_194, 27,
+    14_992, 200_000, 10, 5_652, 2_173, 4, 200_000, 18, 15, 200_000, 105, 142_572,
+)  # fmt: skip
 """Distinct values of C1 to C26: Criteo's own (Kaggle's log), up to 200,000."""
 
 _POLARS = """

@@ -1,12 +1,9 @@
 """Tables: adrec's names and types, columns that must be there, and the order of requests."""
 
-import itertools
 from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adrec.data.checks import check_tables, require_valid
 from adrec.data.tables import Tables, open_tables, tables_from
