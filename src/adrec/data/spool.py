@@ -7,6 +7,7 @@ fraction of the time. Memory grows with distinct ids and categories, not with ro
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,20 @@ def spool(tables: Tables, directory: Path, *, piece_rows: int, progress: Progres
         DataError: with everything that is wrong with the log.
     """
     table = tables.impressions
-    problems = check_lines(table.file)
     checks = ColumnChecks(table)
     log = _Pieces(tables, directory)
     in_order = True
-    with reading(table.file), progress.track("read", tables.rows()) as advance:
+    with (
+        ThreadPoolExecutor(1) as thread,
+        reading(table.file),
+        progress.track("read", tables.rows()) as advance,
+    ):
+        lines = thread.submit(check_lines, table.file)
         for batch in uncut(_batches(table, checks, piece_rows), tables.schema):
             checks.take(batch)
             in_order = in_order and not checks.found and log.add(batch)
             advance(batch.height, "")
-    problems += checks.problems() + check_keyed(tables)
+    problems = lines.result() + checks.problems() + check_keyed(tables)
     in_order = in_order and not log.repeats_requests()
     problems += check_requests(tables)
     if problems:
@@ -152,17 +157,16 @@ class _Pieces:
         piece = piece.with_columns(
             pl.col(name).cast(texts.dtype) for name, texts in self._texts.items()
         )
-        piece = piece.with_columns(texts.of(piece[name]) for name, texts in self._texts.items())
+        piece = piece.with_columns(
+            pl.Series(name, texts.codes(piece[name])) for name, texts in self._texts.items()
+        )
         asked_ms = times_ms
         if self._tables.schema.request_id is not None:
             asked_ms = self._note_requests(piece)
         if self._tables.ads is None:
             self._note_ads(piece, asked_ms)
-        coded = piece.select(self._kept).with_columns(
-            texts.codes(piece[name]) for name, texts in self._texts.items()
-        )
         path = self._directory / f"{len(self._pieces):06}.arrow"
-        coded.write_ipc(path, compression="uncompressed")
+        piece.select(self._kept).write_ipc(path, compression="uncompressed")
         self._pieces.append(path)
         with self._times.open("ab") as file:
             file.write(np.ascontiguousarray(times_ms).data)
@@ -180,7 +184,7 @@ class _Pieces:
 
     def _note_ads(self, piece: pl.DataFrame, asked_ms: NDArray[np.int64]) -> None:
         """Keep the first impression of each ad that is new."""
-        codes = piece[AD_ID].to_physical().to_numpy()
+        codes = piece[AD_ID].to_numpy()
         room = int(codes.max()) + 1 - len(self._seen)
         if room > 0:
             self._seen = np.append(self._seen, np.zeros(max(room, len(self._seen)), bool))
@@ -191,7 +195,7 @@ class _Pieces:
         self._seen[codes[first]] = True
         fields = self._tables.schema.ad_fields
         rows = piece[first].select(
-            pl.col(AD_ID).cast(pl.String),
+            self._texts[AD_ID].restored(AD_ID).cast(pl.String),
             *(
                 parse_text(pl.col(f.name), pl.String()) if f.kind == "categorical" else f.name
                 for f in fields

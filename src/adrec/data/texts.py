@@ -15,7 +15,7 @@ class Texts:
     """Turns pieces of one column of text into a polars Categorical, in one spelling a value.
 
     What a cell of text becomes depends on the text alone, so it is found once for each distinct
-    one: "9.0" and "9" share a category, and an empty text is missing.
+    one: "9.0" and "9" share a category. What is missing becomes the category of the empty text.
     """
 
     def __init__(self) -> None:
@@ -26,26 +26,17 @@ class Texts:
         self._kept = pl.Series([""]).cast(self.dtype)
         self._learn(1)
 
-    def of(self, column_N: pl.Series) -> pl.Series:
-        """A piece of the column, of type `dtype` or text, as categories of `dtype`, [N]."""
-        found = column_N.cast(self.dtype)
-        codes_N = self._codes(found)
+    def codes(self, column_N: pl.Series) -> NDArray[np.uint32]:
+        """The categories of a piece of the column, of type `dtype` or text, as numbers, [N]."""
+        codes_N = self._categories(column_N)
         self._learn(1 + int(codes_N.max(initial=0)))
-        if not self._respell:
-            return found
-        spelt = pl.Series(column_N.name, self._spelt_as[codes_N])
-        return spelt.to_frame().select(self.restored(column_N.name)).to_series()
-
-    def codes(self, column_N: pl.Series) -> pl.Series:
-        """Categories as plain integers, to be written to a file; `restored` brings them back."""
-        return pl.Series(column_N.name, self._codes(column_N))
+        return self._spelt_as.take(codes_N) if self._respell else codes_N
 
     def restored(self, name: str) -> pl.Expr:
         """The column of a frame that `codes` were of."""
-        code = pl.col(name)
-        return pl.when(code != _MISSING).then(code.cat.to(self.dtype)).alias(name)
+        return pl.col(name).cat.to(self.dtype)
 
-    def _codes(self, column_N: pl.Series) -> NDArray[np.uint32]:
+    def _categories(self, column_N: pl.Series) -> NDArray[np.uint32]:
         codes = column_N.cast(self.dtype).to_physical()
         return codes.fill_null(_MISSING).to_numpy()
 
@@ -56,8 +47,8 @@ class Texts:
             new = np.arange(known, categories, dtype=np.uint32)
             text = pl.Series("text", new).cat.to(self.dtype).cast(pl.String)
             spelling = text.to_frame().select(parse_text(pl.col("text"), pl.String())).to_series()
-            codes = self._codes(spelling)
-            self._respell |= bool((codes != new)[new != _MISSING].any())
+            codes = self._categories(spelling)
+            self._respell |= bool((codes != new).any())
             self._spelt_as = np.append(self._spelt_as, codes)
             known = categories
             categories = max(categories, 1 + int(codes.max()))

@@ -188,7 +188,7 @@ def fit_numeric(name: str, values_N: NDArray[np.floating]) -> NumericEncoder:
     return NumericEncoder(
         name=name,
         log_mean=float(logs.mean()),
-        log_std=float(logs.std()) if len(np.unique(values)) > 1 else 1.0,
+        log_std=float(logs.std()) if values.min() < values.max() else 1.0,
         knots=tuple(float(knot) for knot in knots),
     )
 
