@@ -116,6 +116,23 @@ def check_lines(file: str) -> list[Problem]:
     return problems
 
 
+def count_lines(file: str) -> int | None:
+    """How many rows a text file has if none goes over several lines; None of other files.
+
+    Polars counts exactly, but holds the whole file in memory meanwhile.
+    """
+    path = Path(file)
+    header = {".csv": 1, ".tsv": 1, ".txt": 0}.get(path.suffix)
+    if header is None or not path.is_file():
+        return None
+    block, lines, last = np.empty(_BLOCK_BYTES, np.uint8), -header, _NEWLINE
+    with reading(file), path.open("rb") as content:
+        while read := content.readinto(block):  # type: ignore[arg-type]  # a NumPy array is a buffer
+            lines += int(np.count_nonzero(block[:read] == _NEWLINE))
+            last = int(block[read - 1])
+    return lines + (last != _NEWLINE)
+
+
 def _is_plain(path: Path, separator: str) -> bool:
     """Whether a file is ASCII without quotes and each of its lines has as many cells as the first:
     what most files are, told in a tenth of the time that finding the first bad line takes."""

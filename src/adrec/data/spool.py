@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adrec.data.checks import ColumnChecks, check_keyed, check_requests
-from adrec.data.files import check_lines, reading
+from adrec.data.files import check_lines, count_lines, reading
 from adrec.data.parsing import parse_text
 from adrec.data.tables import Table, Tables, uncut
 from adrec.data.texts import Texts
@@ -88,10 +88,12 @@ def spool(tables: Tables, directory: Path, *, piece_rows: int, progress: Progres
     checks = ColumnChecks(table)
     log = _Pieces(tables, directory)
     in_order = True
+    total = count_lines(table.file)
+    total = tables.rows() if total is None else total
     with (
         ThreadPoolExecutor(1) as thread,
         reading(table.file),
-        progress.track("read", tables.rows()) as advance,
+        progress.track("read", total) as advance,
     ):
         lines = thread.submit(check_lines, table.file)
         for batch in uncut(_batches(table, checks, piece_rows), tables.schema):

@@ -48,7 +48,7 @@ def prepare(
     *,
     split: SplitConfig,
     config: FeatureConfig,
-    chunk_rows: int = 250_000,
+    chunk_rows: int = 125_000,
     progress: Progress | None = None,
 ) -> "Dataset":
     """Fit the features, then turn a log into arrays ready for training.
