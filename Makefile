@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11:
 #   make demo   install, train both stages on a synthetic world, evaluate, recommend, report
 #   make test   install the test tools and run every test
+# make bench measures speed and memory, about an hour and a half; make bench ARGS=--quick, 3 minutes.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch and FAISS each have a pool of threads; idle ones must sleep, not spin.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 
 demo: .venv/installed
 	$(BIN)/adrec demo --out runs/demo
@@ -21,6 +22,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

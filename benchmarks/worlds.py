@@ -13,7 +13,7 @@ from adrec import pipeline
 from adrec.bundle import find_version
 from adrec.config import load_config
 from adrec.data.layouts import synthetic_schema
-from adrec.data.synthetic import PRESETS, generate, write_world
+from adrec.data.synthetic import PRESETS, WorldConfig, generate, write_world
 from adrec.errors import BundleError
 from adrec.progress import Progress
 
@@ -35,8 +35,10 @@ def version_with(ads: int, work: Path, *, small: bool = False) -> Path:
         pass
     else:
         return folder
-    sizes = {"n_ads": ads, "n_requests": 2_000 if small else _REQUESTS}
-    world = generate(PRESETS["demo"].model_copy(update=sizes), 0)
+    sizes = {"n_ads": ads, "n_requests": _REQUESTS}
+    if small:
+        sizes |= {"n_users": 1_000, "n_requests": 2_000}
+    world = generate(WorldConfig.model_validate(PRESETS["demo"].model_dump() | sizes), 0)
     write_world(world, folder / "world", layout="generic", schema_yaml=synthetic_schema().dump())
     settings: dict[str, object] = {
         "data.path": str((folder / "world").absolute()),

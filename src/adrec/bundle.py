@@ -39,6 +39,7 @@ from adrec.inference.choice import (
     example_of,
     fastest,
     serving_backends,
+    user_encoder,
 )
 from adrec.inference.runtime import Runtime
 from adrec.models.ad_rows import AdRows
@@ -56,7 +57,7 @@ CALIBRATION = "calibration.json"
 PRERANKER = "preranker.safetensors"
 GRAPHS = "openvino"
 """Folder of the ranker's graphs in a version."""
-FORMAT = 4
+FORMAT = 5
 """Of model versions and prepared logs: those of another one are made again."""
 
 
@@ -186,6 +187,8 @@ class Bundle:
         backends = serving_backends(
             ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions
         )
+        two_tower.eval().requires_grad_(False)
+        users = user_encoder(two_tower, self.path / GRAPHS, serving)
         runtimes = [
             Runtime(
                 two_tower,
@@ -194,6 +197,7 @@ class Bundle:
                 backend,
                 ad_rows=ad_rows,
                 trees=trees,
+                users=users,
                 considered=None if preranking is None else preranking.considered,
                 rescored=serving.rescored,
             )

@@ -197,7 +197,7 @@ def publish_run(
     graphs = out / GRAPHS
     shutil.rmtree(graphs, ignore_errors=True)
     if is_installed("openvino") and config.serving.engine != "torch":
-        convert(trained.ranker, example, graphs)
+        convert(trained.two_tower, trained.ranker, example, graphs)
 
     def served(backend: Backend, considered: int | None = None) -> Recommender:
         runtime = Runtime(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from adrec import pipeline
@@ -79,3 +80,25 @@ def test_a_version_serves_with_it(
         same.append(len({ad.ad_id for ad in slate} & set(list(exact)[:10])))
     assert np.mean(same) > 9.0
     assert len(with_it.recommend(k=80).ads) == 80  # as many as are asked for
+
+
+def test_a_new_ad_is_guessed_and_ranked_at_once(
+    tiny_run: Path, small_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Coarse backend, preranker: what they read of an ad is there when the ad is."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    coarse = {"serving.considered": 30, "serving.precision": "bf16", "serving.rescored": 10}
+    pipeline.run(small_config(coarse), run)
+    recommender = Recommender.load(run)
+    assert (recommender.runtime.considered, recommender.runtime.backend.precision) == (30, "bf16")
+    table = pl.read_parquet(small_config().data.path / "ads.parquet")
+    best = recommender.recommend("7", 1).ads[0]
+    table = table.drop("daily_budget_micros", "start_ms", "end_ms")  # which the schema leaves out
+    row = table.row(by_predicate=pl.col("ad_id").cast(pl.String) == best.ad_id, named=True)
+    recommender.ads.put([row | {"ad_id": "new", "bid_micros": 3 * row["bid_micros"]}])
+    slate = recommender.recommend("7", 10).ads
+    assert slate[0].ad_id == "new"
+    assert slate[0].order_by > 2 * best.order_by
+    exact = recommender.recommend("7", len(recommender.index)).ads[0]  # nothing is guessed
+    assert slate[0].scores == pytest.approx(exact.scores, rel=1e-4)

@@ -32,9 +32,11 @@ from adrec.inference.choice import (
     make_backends,
     possible,
     serving_backends,
+    user_encoder,
 )
 from adrec.inference.graphs import PrerankGraph
-from adrec.inference.runtime import Runtime
+from adrec.inference.openvino_backend import UserEncoder
+from adrec.inference.runtime import Runtime, embed_users
 from adrec.models.ad_rows import AdRows
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker, RankerConfig
@@ -69,7 +71,15 @@ def preranker(ranker: Ranker, tiny_dataset: Dataset) -> Preranker:
 
 
 @pytest.fixture(scope="module")
+def two_tower(tiny_dataset: Dataset) -> TwoTower:
+    torch.manual_seed(2)
+    model = TwoTower(TwoTowerConfig(output_dim=16), tiny_dataset.features.layout)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
 def graphs(
+    two_tower: TwoTower,
     ranker: Ranker,
     preranker: Preranker,
     tiny_dataset: Dataset,
@@ -77,7 +87,7 @@ def graphs(
 ) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     example = example_of(tiny_dataset.state("end"), 100)
-    convert(ranker, example, folder)
+    convert(two_tower, ranker, example, folder)
     convert_preranker(ranker, preranker, example, folder)
     return folder
 
@@ -167,7 +177,11 @@ def test_a_log_may_lack_fields_histories_and_counters(
     )
     candidates = replace(candidates, counters_BNC=candidates.counters_BNC[..., :0])
     graphs = tmp_path / "graphs"
-    convert(model, Example(query, candidates, rows), graphs)
+    tower = TwoTower(TwoTowerConfig(output_dim=16), bare).eval().requires_grad_(False)
+    convert(tower, model, Example(query, candidates, rows), graphs)
+    if known != "nothing":
+        encode = user_encoder(tower, graphs, ServingConfig())
+        np.testing.assert_allclose(encode(query), embed_users(tower, query), atol=1e-5)
     encoded = tiny_dataset.catalogue.encoded
     expected = model.predict(query, candidates).numpy()
     ad_rows, choices = AdRows.of(model, encoded), possible(graphs)
@@ -202,6 +216,18 @@ def test_many_threads_at_once(
 
 def by_click(scores_BNK: NDArray[np.float64], ads_BN: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(ads_BN > 0, scores_BNK[..., 0], -np.inf)
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_users_have_the_vectors_of_the_tower(
+    requests: int, graphs: Path, two_tower: TwoTower, tiny_dataset: Dataset
+) -> None:
+    query, _, _ = asked(tiny_dataset, requests, 1)
+    expected = embed_users(two_tower, query)
+    for serving in (ServingConfig(), ServingConfig(engine="torch")):
+        found = user_encoder(two_tower, graphs, serving)(query)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert isinstance(user_encoder(two_tower, graphs, ServingConfig()), UserEncoder)
 
 
 class TestPreranking:

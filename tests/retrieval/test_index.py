@@ -27,6 +27,12 @@ class TestIvf(AdIndexContract):
     recall_floor = 0.96
 
 
+class TestIvfSq(AdIndexContract):
+    config = IndexConfig(kind="ivfsq", nlist=32, nprobe=12)
+    recall_floor = 0.95
+    score_tolerance = 0.02  # as for ivfpq below
+
+
 class TestIvfPq(AdIndexContract):
     config = IndexConfig(kind="ivfpq", nlist=32, nprobe=12)
     recall_floor = 0.95

@@ -26,7 +26,7 @@ from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.training.objectives import thin
 
-CHOICES = (32, 48, 64, 96, 128, 192, 256)
+CHOICES = (32, 40, 48, 64, 96, 128, 192, 256)
 """How many candidates the ranker may look at."""
 
 _LEAST_FOUND = 0.995  # of the top 10; 99% must be left once the arithmetic is coarser, too

@@ -5,6 +5,7 @@ OpenVINO is imported only where it is used: without it everything runs on torch.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,9 +17,10 @@ from adrec.errors import ConfigError
 from adrec.features.batches import candidates_of
 from adrec.features.state import State
 from adrec.inference.backends import Backend, Engine, Example, Pool, Precision, TorchBackend
-from adrec.inference.runtime import TOP, Runtime
+from adrec.inference.runtime import TOP, Runtime, UserTower, embed_users
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
+from adrec.models.two_tower import TwoTower
 from adrec.schema import Strict
 
 MOST_AUC_CHANGE = 0.0005
@@ -179,11 +181,20 @@ def make_backends(
     return made
 
 
-def convert(ranker: Ranker, example: Example, graphs: Path) -> None:
-    """Write the ranker's graphs for OpenVINO, which must be installed."""
+def convert(two_tower: TwoTower, ranker: Ranker, example: Example, graphs: Path) -> None:
+    """Write the models' graphs for OpenVINO, which must be installed."""
     from adrec.inference import openvino_backend
 
-    openvino_backend.convert(ranker, example, graphs)
+    openvino_backend.convert(two_tower, ranker, example, graphs)
+
+
+def user_encoder(two_tower: TwoTower, graphs: Path, wanted: Wanted) -> UserTower:
+    """What embeds users: OpenVINO where it may be used, else the model as it is."""
+    if wanted.engine == "torch" or not is_installed("openvino") or not graphs.exists():
+        return partial(embed_users, two_tower)
+    from adrec.inference.openvino_backend import UserEncoder
+
+    return UserEncoder(two_tower, graphs, wanted.threads or torch.get_num_threads())
 
 
 def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, graphs: Path) -> None:

@@ -1,16 +1,19 @@
-"""The ranker as graphs of plain tensors: one a request, one a candidate, one for a first guess.
+"""Both models as graphs of plain tensors: of the ranker one a request, one a candidate, and one for
+a first guess; of the two-tower one a user.
 
-OpenVINO compiles them, and the first two are what is exported. Of ads they read `AdRows` in 8 bits,
-or, for exact scores, the same halves in float32 with scales of 1. The numbers of requests B and
-candidates N, and no others, are free.
+OpenVINO compiles them, and the first two are what is exported. Of ads the ranker's read `AdRows` in
+8 bits, or, for exact scores, the same halves in float32 with scales of 1. The numbers of requests B
+and candidates N, and no others, are free.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from adrec.features.batches import Candidates, Fields, Query
 from adrec.models.preranker import Preranker
@@ -22,6 +25,7 @@ from adrec.models.ranker import (
     known_together,
     recent_items,
 )
+from adrec.models.two_tower import Met, TwoTower, item_weights
 
 
 class PrefixInputs(NamedTuple):
@@ -189,6 +193,43 @@ class PrerankGraph(nn.Module):
         return guessed
 
 
+class UserGraph(nn.Module):
+    """`user_inputs` to vectors of users, [B, output_dim]."""
+
+    def __init__(self, two_tower: TwoTower) -> None:
+        super().__init__()
+        self.two_tower = two_tower
+
+    def forward(
+        self,
+        user_codes: Tensor,
+        user_dense: Tensor,
+        request_codes: Tensor,
+        request_dense: Tensor,
+        *histories: Tensor,
+    ) -> Tensor:
+        """Embed. Of each history: encoded ads [B, L, W], gaps, outcomes, mask."""
+        met = []
+        for start in range(0, len(histories), 4):
+            ads_BLW, gap_BL, outcomes_BL, mask_BL = histories[start : start + 4]
+            summed_BW = (ads_BLW * item_weights(mask_BL)[..., None]).sum(1)
+            items_BLH = self.two_tower.items(ads_BLW)
+            met.append(Met(items_BLH, summed_BW, gap_BL, outcomes_BL, mask_BL))
+        user, request = Fields(user_codes, user_dense), Fields(request_codes, request_dense)
+        return self.two_tower.encode(user, request, met)
+
+
+def user_inputs(two_tower: TwoTower, query: Query) -> list[NDArray[np.generic]]:
+    """What `UserGraph` reads of B requests."""
+    ads_DW = two_tower.ad_fields(query.history_ads)
+    user, request = query.user, query.request
+    tensors = [user.categorical, user.dense, request.categorical, request.dense]
+    for history in query.histories:
+        ads_BLW = functional.embedding(history.place_BL, ads_DW)
+        tensors += [ads_BLW, history.gap_BL, history.outcomes_BL, history.mask_BL]
+    return [tensor.numpy() for tensor in tensors]
+
+
 class AdGraph(nn.Module):
     """Fields of ads to what `AdRows` keeps of them, before rounding, [A, 2D]."""
 
@@ -214,6 +255,6 @@ def graph_inputs(
     )
 
 
-def tensors(arrays: tuple[NDArray[np.generic], ...]) -> tuple[Tensor, ...]:
+def tensors(arrays: Sequence[NDArray[np.generic]]) -> tuple[Tensor, ...]:
     """Arrays as tensors that share their memory."""
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)

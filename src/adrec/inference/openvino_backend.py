@@ -33,12 +33,17 @@ from adrec.inference.graphs import (
     PrefixInputs,
     PrefixOutputs,
     PrerankGraph,
+    UserGraph,
     graph_inputs,
+    tensors,
+    user_inputs,
 )
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
+from adrec.models.two_tower import TwoTower
 
 PREFIX, CANDIDATES, PRERANK = "prefix.xml", "candidates.xml", "prerank.xml"
+USERS = "users.xml"
 
 _AD_CODES, _PRERANK_CODES = 4, 1  # which input they are
 _GROUP = 128  # activations that share a scale
@@ -134,6 +139,19 @@ class _OpenedOnOpenVino:
         return CandidateInputs.of(self._ranker, pool.together_BNX, pool.candidates, stored)
 
 
+class UserEncoder:
+    """The user tower, in float32. Safe to use from many threads at once."""
+
+    def __init__(self, two_tower: TwoTower, graphs: Path, threads: int) -> None:
+        self._two_tower = two_tower
+        self._compiled = Compiled(graphs / USERS, "float32", threads)
+
+    @torch.inference_mode()
+    def __call__(self, query: Query) -> NDArray[np.float32]:
+        """Vectors of B requests, [B, output_dim]."""
+        return self._compiled(*user_inputs(self._two_tower, query))[0]
+
+
 class Compiled:
     """A graph compiled for this processor, with inference requests of their own for each thread.
 
@@ -177,14 +195,14 @@ def _core() -> openvino.Core:
 
 
 @torch.inference_mode()
-def convert(ranker: Ranker, example: Example, folder: Path) -> None:
-    """Write the ranker's graphs in OpenVINO's format, PREFIX and CANDIDATES.
+def convert(two_tower: TwoTower, ranker: Ranker, example: Example, folder: Path) -> None:
+    """Write the models' graphs in OpenVINO's format: PREFIX, CANDIDATES and USERS.
 
-    A ranker that is told nothing of a request, neither fields nor histories, is left to torch:
+    Models that are told nothing of a request, neither fields nor histories, are left to torch:
     OpenVINO loses count of the requests.
 
     Args:
-        ranker: frozen.
+        two_tower, ranker: frozen.
         example: tells all sizes but those that are free.
         folder: made if need be.
     """
@@ -195,6 +213,8 @@ def convert(ranker: Ranker, example: Example, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _convert(PrefixGraph(ranker), prefix, PREFIX_FREE, folder / PREFIX)
     _convert(CandidateGraph(ranker), candidates, CANDIDATE_FREE, folder / CANDIDATES)
+    users = tensors(user_inputs(two_tower, example.query))
+    _convert(UserGraph(two_tower), users, ((0,),) * len(users), folder / USERS)
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ codes found.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,17 @@ class Scores(NamedTuple):
     ranked_BN: NDArray[np.bool_]
 
 
+UserTower = Callable[[Query], NDArray[np.float32]]
+"""B requests to their vectors, [B, D]."""
+
+
+@torch.inference_mode()
+def embed_users(two_tower: TwoTower, query: Query) -> NDArray[np.float32]:
+    """Vectors of B requests, [B, D]."""
+    vectors: NDArray[np.float32] = two_tower.users(query).numpy()
+    return vectors
+
+
 class Runtime:
     """Both models, frozen, on the CPU."""
 
@@ -50,6 +62,7 @@ class Runtime:
         *,
         ad_rows: AdRows | None = None,
         trees: Trees | None = None,
+        users: UserTower | None = None,
         considered: int | None = None,
         rescored: int = 20,
     ) -> None:
@@ -60,6 +73,7 @@ class Runtime:
             backend: what runs the ranker.
             ad_rows: what the ranker makes of the ads, for a preranker and for a backend that is
                 coarser than float32.
+            users: what embeds users; None: the two-tower as it is.
             considered: candidates of a request, for 10 that are shown, that the ranker looks at;
                 the backend must have a preranker. None: all.
             rescored: candidates of a request that are scored exactly after a coarse pass.
@@ -68,14 +82,13 @@ class Runtime:
         self.ranker = ranker.eval().requires_grad_(False)
         self.calibration, self.backend, self.trees = calibration, backend, trees
         self.considered, self._rescored = considered, rescored
+        self._users = users or partial(embed_users, self.two_tower)
         reads_rows = considered is not None or backend.precision != "float32"
         self.ad_rows = ad_rows if reads_rows else None
 
-    @torch.inference_mode()
     def embed(self, query: Query) -> NDArray[np.float32]:
         """Vectors of B requests, [B, D]."""
-        vectors: NDArray[np.float32] = self.two_tower.users(query).numpy()
-        return vectors
+        return self._users(query)
 
     def score(self, query: Query, pool: Pool, order: Order, *, shown: int) -> Scores:
         """Score candidates of B requests.

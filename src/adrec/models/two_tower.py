@@ -21,6 +21,7 @@ the first history that does not hold all that was shown. A batch is of one perio
 of the index.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -115,6 +116,22 @@ class Positives(NamedTuple):
     own_PM: Tensor
 
 
+class Met(NamedTuple):
+    """The items of one history of B users: as `TwoTower.items`, the weighed sum of their encoded
+    ads, gaps, outcomes, and which are there."""
+
+    items_BLH: Tensor
+    summed_BW: Tensor
+    gap_BL: Tensor
+    outcomes_BL: Tensor
+    mask_BL: Tensor
+
+
+def item_weights(mask_BL: Tensor) -> Tensor:
+    """What each item counts for in the sum of its history, [B, L]."""
+    return mask_BL / (1.0 + mask_BL.sum(1, keepdim=True)).sqrt()
+
+
 class TwoTower(nn.Module):
     """User tower and ad tower."""
 
@@ -162,20 +179,32 @@ class TwoTower(nn.Module):
 
     def users(self, query: Query) -> Tensor:
         """Embed B requests, [B, output_dim]: a direction, then 1."""
-        parts = [self.user_fields(query.user), self.request_fields(query.request)]
         ads_DW = self.ad_fields(query.history_ads)
-        items_DH = functional.gelu(self.item(ads_DW))
-        linear_BD = ads_DW.new_zeros(())
-        for pool, project, history in zip(self.pools, self.sums, query.histories, strict=True):
-            mask_BL = self._thinned(history.mask_BL)
-            items = functional.embedding(history.place_BL, items_DH)
-            items = items + self.gap(history.gap_BL) + self.outcomes(history.outcomes_BL)
-            parts.append(pool(items, mask_BL))
-            weight_BL = mask_BL / (1.0 + mask_BL.sum(1, keepdim=True)).sqrt()
+        items_DH = self.items(ads_DW)
+        histories = []
+        for history in query.histories:
+            place_BL, mask_BL = history.place_BL, self._thinned(history.mask_BL)
+            items_BLH = functional.embedding(place_BL, items_DH)
             summed_BW = functional.embedding_bag(
-                history.place_BL, ads_DW, per_sample_weights=weight_BL, mode="sum"
+                place_BL, ads_DW, per_sample_weights=item_weights(mask_BL), mode="sum"
             )
-            linear_BD = linear_BD + project(summed_BW)
+            histories.append(
+                Met(items_BLH, summed_BW, history.gap_BL, history.outcomes_BL, mask_BL)
+            )
+        return self.encode(query.user, query.request, histories)
+
+    def items(self, ads: Tensor) -> Tensor:
+        """What ads [..., W], their fields encoded, are as items of a history, [..., H]."""
+        return functional.gelu(self.item(ads))
+
+    def encode(self, user: Fields, request: Fields, histories: Sequence[Met]) -> Tensor:
+        """`users` from what it reads."""
+        parts = [self.user_fields(user), self.request_fields(request)]
+        linear_BD = parts[0].new_zeros(())
+        for pool, project, met in zip(self.pools, self.sums, histories, strict=True):
+            items = met.items_BLH + self.gap(met.gap_BL) + self.outcomes(met.outcomes_BL)
+            parts.append(pool(items, met.mask_BL))
+            linear_BD = linear_BD + project(met.summed_BW)
         users_BD = self.user_tower(torch.cat(parts, dim=-1)).float() + linear_BD.float()
         return functional.pad(functional.normalize(users_BD, dim=-1), (0, 1), value=1.0)
 

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import faiss as _typed_faiss
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from adrec.errors import BundleError, ConfigError
@@ -53,12 +54,14 @@ from adrec.schema import Strict
 faiss: Any = _typed_faiss  # its stubs lack the keyword constructors that are its documented API
 
 
+_LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
 _CENTROIDS = 16  # of each product-quantiser segment: 4 bits, the width of one SIMD table look-up
 _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 _SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
 _PASSED_BY = 64  # ads passed by in a list cost as much as one ad fetched, or scored out of order
 _MOST_REFINED = 4.0  # times as many candidates as without a filter that ivfpq rescores
-_SPARE = 3  # times as far as a filtered search has to look by a sample's judgement
+_STEPS = 4  # of effort, for each doubling
+_SPARE = 3.0  # times as far as a search under a narrow filter has to look by a sample's judgement
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ class AdIndex:
         self._core, self._ads = core, ads
         self._owner: Any = core  # the FAISS object that frees `core`
         self._places = Places(ads, int(core.ntotal))
-        self._ivf: Any = faiss.extract_index_ivf(core) if kind in ("ivf", "ivfpq") else None
+        self._ivf: Any = faiss.extract_index_ivf(core) if kind in _LISTED else None
         self._nprobe = count_probes(config, self._ivf.nlist) if self._ivf else 0
         self._stored = Stored(core)
         self._sample_lock = threading.Lock()
@@ -156,8 +159,8 @@ class AdIndex:
             queries: float32 [Q, D], finite.
             k: results a query, >= 1.
             allowed: ads that may be returned, of at least `rows` rows. None: all.
-            exact: weigh every allowed ad by its stored vector (for ivfpq with refine_store "sq8"
-                the stored vector is rounded to 8 bits a number).
+            exact: weigh every allowed ad by its stored vector (ivfsq, and
+                ivfpq with refine_store "sq8", round it to 8 bits a number).
 
         Returns:
             Found, each [Q, k].
@@ -261,7 +264,7 @@ class AdIndex:
         if self.kind == "exact" and self._fits_gpu(k, passing):
             return self._search_gpu(queries, k)
         selector = None if passing is None else passing.selector
-        if self.kind == "ivf":
+        if self.kind in ("ivf", "ivfsq"):
             params = faiss.SearchParametersIVF(sel=selector, nprobe=self._ivf.nlist)
             return faiss_search(self._core, queries, k, params)
         return faiss_search(self._stored.index, queries, k, faiss.SearchParameters(sel=selector))
@@ -296,7 +299,7 @@ class AdIndex:
         if self._ivf is None:
             if len(passing) <= least * self.config.hnsw_links:
                 return scan
-            rank_Q = _SPARE * self._sample().rank(queries, passing, k)
+            rank_Q = self._rank(queries, k, passing)
             effort_Q = np.maximum(least, 2 ** np.ceil(np.log2(rank_Q))).astype(np.int64)
             far_Q = effort_Q > self.config.max_widening * least
             far_Q |= len(passing) <= effort_Q * self.config.hnsw_links
@@ -304,12 +307,19 @@ class AdIndex:
         lists = int(self._ivf.nlist)
         if len(passing) * lists <= len(self) * least:
             return scan
-        rank_Q = np.minimum(_SPARE * self._sample().rank(queries, passing, k), len(self))
+        rank_Q = np.minimum(self._rank(queries, k, passing), len(self))
         share_Q = share_to_rank(rank_Q, k, least / lists, len(self))
-        share_Q = 2.0 ** (np.ceil(2.0 * np.log2(share_Q)) / 2.0)
+        steps_Q = np.ceil(_STEPS * np.log2(share_Q * lists / least))
+        share_Q = np.minimum(least / lists * 2.0 ** (steps_Q / _STEPS), 1.0)
         scored_Q = np.minimum(len(passing), share_Q * len(self) * k / rank_Q)
         far_Q = len(passing) <= scored_Q + share_Q * len(self) / _PASSED_BY
         return np.where(far_Q, 0, np.clip(np.ceil(share_Q * lists), least, lists)).astype(np.int64)
+
+    def _rank(self, queries: Floats, k: int, passing: Passing) -> npt.NDArray[np.float64]:
+        """Rank among all ads to which each query looks under a filter, [Q]. A sample judges how far
+        the k-th allowed is; the fewer pass, the less it can be trusted."""
+        spare = min(_SPARE, 1.0 + 4.0 * (1.0 - len(passing) / len(self)))
+        return spare * self._sample().rank(queries, passing, k)
 
     def _probe(
         self, queries: Floats, k: int, passing: Passing | None, effort: int
@@ -383,7 +393,7 @@ def _seed(core: Any, kind: Kind, config: IndexConfig) -> None:
     if kind == "hnsw":
         core.hnsw.efConstruction = config.ef_construction
         core.hnsw.rng = faiss.RandomGenerator(config.seed)
-    elif kind in ("ivf", "ivfpq"):
+    elif kind in _LISTED:
         ivf = faiss.downcast_index(faiss.extract_index_ivf(core))
         for clustering in [ivf.cp] + ([ivf.pq.cp] if kind == "ivfpq" else []):
             clustering.seed = config.seed

@@ -11,7 +11,7 @@ from pydantic import Field
 from adrec.errors import ConfigError
 from adrec.schema import Strict
 
-Kind = Literal["exact", "ivf", "ivfpq", "hnsw"]
+Kind = Literal["exact", "ivf", "ivfsq", "ivfpq", "hnsw"]
 
 _EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
 _IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
@@ -24,12 +24,13 @@ class IndexConfig(Strict):
 
     Attributes:
         kind: "exact" scans every ad; "ivf" only the lists nearest to the query (Jégou 2011,
-            section IV); "ivfpq" reads compressed codes in those lists and rescores the best
-            (Jégou 2011; Johnson 2017); "hnsw" walks a neighbour graph (Malkov 2016): fastest to
+            section IV); "ivfsq" is the same with 1 byte a number instead of 4; "ivfpq" reads
+            compressed codes in those lists and rescores the best (Jégou 2011; Johnson 2017);
+            "hnsw" walks a neighbour graph (Malkov 2016): fastest to
             answer, slowest to build, weakest under narrow filters. "auto" takes exact below
             50,000 ads (a few milliseconds, no loss), ivf below 2,000,000 (near-exact scores, but
             all vectors in memory) and ivfpq beyond (about a third of the memory).
-        nlist: lists of ivf and ivfpq, 1 to 1,048,576; never more than there are training rows.
+        nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than training rows.
             None: 4 sqrt(A), at most 65,536 and at most one list for 32 training rows.
         nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
         pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
@@ -48,7 +49,7 @@ class IndexConfig(Strict):
         device: "auto" answers unfiltered exact and ivf searches on GPUs if FAISS has any.
     """
 
-    kind: Literal["auto", "exact", "ivf", "ivfpq", "hnsw"] = "auto"
+    kind: Literal["auto", "exact", "ivf", "ivfsq", "ivfpq", "hnsw"] = "auto"
     nlist: int | None = Field(default=None, ge=1, le=1_048_576)
     nprobe: int | None = Field(default=None, ge=1, le=1_048_576)
     pq_segments: int | None = Field(default=None, ge=1, le=65_536)
@@ -71,7 +72,7 @@ def choose_kind(config: IndexConfig, n: int) -> Kind:
 
 
 def count_lists(config: IndexConfig, n: int, train_rows: int) -> int:
-    """Lists of ivf and ivfpq for n ads, of which `train_rows` are trained on."""
+    """Lists of ivf, ivfsq and ivfpq for n ads, of which `train_rows` are trained on."""
     if config.nlist is not None:
         return min(config.nlist, train_rows)
     return max(1, min(round(4 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
@@ -95,6 +96,8 @@ def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> 
     if kind == "hnsw":
         return dim, f"HNSW{config.hnsw_links},Flat"
     padded = -(-dim // LANES) * LANES
+    if kind == "ivfsq":
+        return padded, f"IVF{nlist},SQ8"
     segments = config.pq_segments or padded // 2
     if padded % segments and dim % segments:
         raise ConfigError(
