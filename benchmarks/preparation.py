@@ -54,10 +54,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=_ROOT / "examples" / "criteo.yaml")
     parser.add_argument("--quick", action="store_true", help="small logs: does it run at all?")
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
+    parser.add_argument("--work", type=Path, help="where to write the logs meanwhile")
     arguments = parser.parse_args()
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for size in _QUICK_SIZES if arguments.quick else _SIZES:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
             rows += measure(Path(folder), size, arguments.config)
     print(machine_line())
     print(f"{'case':<42}{'seconds':>10}{'rows/s':>12}{'peak MB':>10}")
