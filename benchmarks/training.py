@@ -1,14 +1,16 @@
 """How fast do our models train, beside a plain DNN of the same width and LightGBM?
 
     python benchmarks/training.py --json FILE
-    python benchmarks/training.py --quick --json FILE
     python benchmarks/training.py --config examples/kuairand.yaml --data DIR --json FILE
+    python benchmarks/training.py --json FILE --quick
 
 On one prepared log (without `--data`: the demo's synthetic world) each of them is trained once, one
 epoch of the networks and as many trees of each task as `--trees` says. The plain DNN gets all
 that the ranker gets but the histories' items: embeddings of the same size, the same counters and
 matches, three hidden layers as wide as the ranker, the same heads. Prints rows a second; LightGBM
-sees a row once for each tree, so its whole training counts as one pass over the rows.
+sees a row once for each tree, so its whole training counts as one pass over the rows. Of the
+networks it also says which share of the time they waited for batches. `--quick` takes a tiny world
+and few trees.
 """
 
 import argparse
@@ -20,14 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import write_rows
+from machine import Row, machine_line, write_rows
 from rich.console import Console
 from torch import Tensor, nn
 
 from adrec import pipeline
 from adrec.config import RunConfig, load_config
 from adrec.data.layouts import synthetic_schema
-from adrec.data.synthetic import PRESETS, WorldConfig, generate, write_world
+from adrec.data.synthetic import PRESETS, generate, write_world
 from adrec.features.batches import Batch, to_device
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
@@ -45,8 +47,6 @@ from adrec.training.objectives import thin
 _VALID_ROWS = 8192
 _SCALED_REQUESTS = 5000
 
-Row = dict[str, str | float]
-
 
 def main() -> None:
     """Train each and print."""
@@ -55,20 +55,26 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="settings of both stages")
     parser.add_argument("--trees", type=int, default=200)
     parser.add_argument("--work", type=Path, help="where to keep the prepared log")
-    parser.add_argument("--quick", action="store_true", help="a short log, few trees")
+    parser.add_argument("--quick", action="store_true", help="a tiny world: does it run at all?")
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
-        data = arguments.data or _world(Path(temporary) / "world", small=arguments.quick)
+        preset = "tiny" if arguments.quick else "demo"
+        data = arguments.data or _world(Path(temporary) / "world", preset)
         once = {f"training.{stage}.epochs": 1 for stage in ("two_tower", "ranker")}
         config = load_config(arguments.config, {"data.path": str(data.absolute())} | once)
-        rows = measure(config, work / "training", 20 if arguments.quick else arguments.trees)
-    print(f"{'case':<30}{'rows':>12}{'seconds':>10}{'rows/s':>12}{'valid AUC':>12}")
+        rows = measure(config, work / "training", 10 if arguments.quick else arguments.trees)
+    print(machine_line())
+    print(f"{'case':<30}{'rows':>12}{'seconds':>10}{'rows/s':>12}{'waited':>10}{'valid AUC':>12}")
     for case in dict.fromkeys(row["case"] for row in rows):
         of = {row["metric"]: row["value"] for row in rows if row["case"] == case}
         found = f"{of['valid AUC']:>12.4f}" if "valid AUC" in of else f"{'–':>12}"
-        print(f"{case:<30}{of['rows']:>12,.0f}{of['time']:>10.1f}{of['rate']:>12,.0f}{found}")
+        waited = (
+            f"{of['waited for batches']:>10.1%}" if "waited for batches" in of else f"{'–':>10}"
+        )
+        rate = f"{of['time']:>10.1f}{of['rate']:>12,.0f}"
+        print(f"{case:<30}{of['rows']:>12,.0f}{rate}{waited}{found}")
     write_rows(arguments.json, rows)
 
 
@@ -87,20 +93,25 @@ def measure(config: RunConfig, work: Path, trees: int) -> list[Row]:
     grown = time.monotonic() - begun
     count = min(len(dataset.rows_of(dataset.requests("train"))), TreesConfig().max_rows)
     found: list[Row] = []
-    for case, rows, seconds, quality in (
-        ("two-tower", stages.two_tower_run.rows, stages.two_tower_run.seconds, None),
-        ("ranker", stages.ranker_run.rows, stages.ranker_run.seconds, stages.ranker_run.best),
-        ("plain DNN", plain_run.rows, plain_run.seconds, plain_run.best),
-        (f"LightGBM, {trees} trees a task", count, grown, None),
+    for case, run, judged in (
+        ("two-tower", stages.two_tower_run, False),
+        ("ranker", stages.ranker_run, True),
+        ("plain DNN", plain_run, True),
     ):
-        found += [
-            {"case": case, "metric": "rows", "value": rows, "unit": "rows"},
-            {"case": case, "metric": "time", "value": seconds, "unit": "s"},
-            {"case": case, "metric": "rate", "value": rows / seconds, "unit": "rows/s"},
-        ]
-        if quality is not None:
-            found.append({"case": case, "metric": "valid AUC", "value": quality, "unit": "1"})
-    return found
+        found += _speed(case, run.rows, run.seconds)
+        share = run.waited_s / run.seconds
+        found.append({"case": case, "metric": "waited for batches", "value": share, "unit": "1"})
+        if judged:
+            found.append({"case": case, "metric": "valid AUC", "value": run.best, "unit": "1"})
+    return found + _speed(f"LightGBM, {trees} trees a task", count, grown)
+
+
+def _speed(case: str, rows: int, seconds: float) -> list[Row]:
+    return [
+        {"case": case, "metric": "rows", "value": rows, "unit": "rows"},
+        {"case": case, "metric": "time", "value": seconds, "unit": "s"},
+        {"case": case, "metric": "rate", "value": rows / seconds, "unit": "rows/s"},
+    ]
 
 
 class PlainNetwork(nn.Module):
@@ -184,9 +195,8 @@ class PlainObjective:
         return {"AUC": auc(np.concatenate(scores), labels)}
 
 
-def _world(folder: Path, *, small: bool) -> Path:
-    sizes = {"n_users": 500, "n_ads": 2_000, "n_requests": 1_000} if small else {}
-    world = generate(WorldConfig.model_validate(PRESETS["demo"].model_dump() | sizes), 0)
+def _world(folder: Path, preset: str) -> Path:
+    world = generate(PRESETS[preset], 0)
     write_world(world, folder, layout="generic", schema_yaml=synthetic_schema().dump())
     return folder
 

@@ -79,7 +79,7 @@ class TestServingEqualsTraining:
         state = dataset.state("test")
         live = recommender.with_state(state)
         tasks = [task.name for task in state.schema.tasks]
-        log = pl.concat(open_layout("synthetic", tiny_world).chunks(1_000_000))
+        log = open_layout("synthetic", tiny_world).ordered().collect()
         log = log.filter(pl.col(TIMESTAMP_MS) >= dataset.split.test_from_ms)
         test, replayed, logged = dataset.requests("test"), 0, []
         for number, (_, slate) in enumerate(log.group_by(REQUEST_ID, maintain_order=True)):

@@ -50,7 +50,7 @@ class DataConfig(Strict):
     """Schema of a generic log; None takes `schema.yaml` in its folder."""
     rows: int | None = Field(default=None, ge=1)
     """Read only so many impressions, the first in the file; None reads all."""
-    chunk_rows: int = Field(default=250_000, ge=1000)
+    chunk_rows: int = Field(default=125_000, ge=1000)
     """Impressions prepared at a time."""
     criteo: CriteoConfig = CriteoConfig()
 

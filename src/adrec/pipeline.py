@@ -33,7 +33,6 @@ from adrec.bundle import (
 )
 from adrec.calibration import Calibration, fit_calibration
 from adrec.config import DataConfig, RunConfig
-from adrec.data.checks import require_valid
 from adrec.data.criteo import open_criteo
 from adrec.data.layouts import detect_layout, open_layout
 from adrec.data.tables import Tables
@@ -139,8 +138,7 @@ def prepare_log(
         return Dataset(directory)
     out.mkdir(parents=True, exist_ok=True)
     tables = open_log(config.data)
-    progress.say(f"checking {tables.impressions.file}")
-    require_valid(tables)
+    progress.say(f"reading {tables.impressions.file}")
     dataset = prepare(
         tables,
         directory,

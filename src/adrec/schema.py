@@ -9,12 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adrec.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+TimesT = TypeVar("TimesT", int, NDArray[np.int64])
 
 TableName = Literal["impressions", "users", "ads"]
 Role = Literal["user", "ad", "context"]
@@ -119,8 +122,8 @@ class ClockField(_Field):
         """Number of different values."""
         return 24 if self.part == "hour" else 7
 
-    def at(self, time_ms: int) -> int:
-        """The value at a time in UTC milliseconds."""
+    def at(self, time_ms: TimesT) -> TimesT:
+        """The value at a time in UTC milliseconds, or of each of an array of times."""
         hours = (time_ms + round(self.utc_offset_hours * _MS_PER_HOUR)) // _MS_PER_HOUR
         return hours % 24 if self.part == "hour" else (hours // 24 + _THURSDAY) % 7
 

@@ -13,8 +13,10 @@ from polars.testing import assert_frame_equal
 
 from adrec.data.checks import check_tables, require_valid
 from adrec.data.files import find_table
+from adrec.data.spool import spool
 from adrec.data.tables import open_tables
 from adrec.errors import DataError
+from adrec.progress import Progress
 from adrec.schema import parse_schema
 from data.logs import PLAIN, plain_csv
 
@@ -106,7 +108,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
 def test_reading_on_meets_the_broken_line_and_names_it(tmp_path: Path) -> None:
     text = "ad_id,timestamp_ms,click,brand,price\n" + "a,5,1,x,2\n" * 3 + "a,6,1,x,2,3\n"
     with pytest.raises(DataError, match=r"impressions\.csv, row 4: has 6 cells"):
-        list(plain_csv(tmp_path, text).chunks(2))
+        spool(plain_csv(tmp_path, text), tmp_path / "spool", piece_rows=2, progress=Progress())
 
 
 IDS = st.one_of(

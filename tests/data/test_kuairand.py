@@ -85,7 +85,7 @@ def test_kuairand_counts_videos_users_and_tabs_alone_and_together(tmp_path: Path
     schema = tables.schema
     features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=MIDNIGHT_MS * 2)
     state = State.begin(features, Catalogue.of(features, tables.ad_frame()), tables.user_frame())
-    rows = state.advance(pl.concat(tables.chunks(100)))
+    rows = state.advance(tables.ordered().collect())
     place, counts = 0, {}
     for spec in schema.counters:
         # The first half-life of each, and of that log(1 + n).

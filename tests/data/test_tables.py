@@ -1,12 +1,9 @@
 """Tables: adrec's names and types, columns that must be there, and the order of requests."""
 
-import itertools
 from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from adrec.data.checks import check_tables, require_valid
 from adrec.data.tables import Tables, open_tables, tables_from
@@ -116,23 +113,6 @@ def log_of(rows: list[tuple[str, int]]) -> Tables:
     return tables_from(ordered_schema(), {"impressions": ("log", frame.lazy())})
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 5)), min_size=1, max_size=60),
-    st.integers(1, 8),
-)
-def test_requests_are_never_cut_and_stand_in_the_order_of_their_first_row(
-    rows: list[tuple[str, int]], size: int
-) -> None:
-    chunks = list(log_of(rows).chunks(size))
-    got = [(r["request_id"], r["timestamp_ms"]) for c in chunks for r in c.iter_rows(named=True)]
-    assert sorted(got) == sorted(rows)
-    for before, after in itertools.pairwise(chunks):
-        assert before["request_id"][-1] != after["request_id"][0]
-    starts = [r for i, r in enumerate(got) if i == 0 or got[i - 1][0] != r[0]]
-    assert len(starts) == len({request for request, _ in rows})  # each request is in one piece
-    assert [t for _, t in starts] == sorted(t for _, t in starts)
-
-
 def test_a_file_in_order_keeps_its_order() -> None:
     rows = [("b", 1), ("b", 1), ("a", 1), ("c", 2)]  # a before b by name, not in the file
     assert log_of(rows).ordered().collect()["ad_id"].to_list() == ["0", "1", "2", "3"]
@@ -142,10 +122,3 @@ def test_a_file_out_of_order_is_sorted_and_ties_stay(tmp_path: Path) -> None:
     rows = "".join(f"a{i},{t},0,x,1\n" for i, t in enumerate([5, 3, 5, 4, 3]))
     tables = plain_csv(tmp_path, "ad_id,timestamp_ms,click,brand,price\n" + rows)
     assert tables.ordered().collect()["ad_id"].to_list() == ["a1", "a4", "a3", "a0", "a2"]
-    assert [c.height for c in tables.chunks(2)] == [2, 2, 1]
-
-
-def test_a_log_without_rows_has_no_chunks() -> None:
-    empty = log_of([("a", 1)]).impressions.raw.clear()
-    tables = tables_from(ordered_schema(), {"impressions": ("log", empty)})
-    assert sum(chunk.height for chunk in tables.chunks(4)) == 0

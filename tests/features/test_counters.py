@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from adrec.errors import DataError
 from adrec.features import counters as module
 from adrec.features.counters import SMOOTHING, Counter, counter_features, outcomes
-from adrec.features.past import count_strictly_before, order_events
+from adrec.features.past import count_strictly_before, numbered, order_events
 from adrec.schema import Task
 
 CLICK = Task(name="click")
@@ -306,6 +306,24 @@ class TestPast:
             sum(g < q or (g == q and t < when) for g, t in events) for q, when in queries
         ]  # fmt: skip
         assert count_strictly_before(groups[order], known[order], of, at).tolist() == expected
+
+    @pytest.mark.parametrize("groups", [10, 100_000])
+    @pytest.mark.parametrize("in_order", [True, False])
+    def test_events_are_ordered_by_group_and_time_and_ties_stay(
+        self, groups: int, in_order: bool
+    ) -> None:
+        rng = np.random.default_rng(0)
+        group, known = rng.integers(0, groups, 1000), rng.integers(0, 50, 1000)
+        known = np.sort(known) if in_order else known
+        expected = sorted(range(1000), key=lambda i: (group[i], known[i]))
+        assert order_events(group, known).tolist() == expected
+
+    @given(st.lists(st.integers(-5, 2**62), max_size=20), st.sampled_from([3, 2**63 - 1]))
+    def test_keys_are_numbered_in_their_order(self, keys: list[int], below: int) -> None:
+        keys_E = np.array(keys, np.int64) % below
+        distinct, place_E = numbered(keys_E)
+        assert distinct.tolist() == sorted(set(keys_E.tolist()))
+        assert distinct[place_E].tolist() == keys_E.tolist()
 
     def test_more_groups_than_memory_would_hold_rows(self) -> None:
         """Ten million groups in a year of milliseconds still fit one integer."""

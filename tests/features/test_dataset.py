@@ -21,6 +21,7 @@ from adrec.features import dataset as module
 from adrec.features.dataset import Dataset, cut, prepare
 from adrec.features.fitting import FeatureConfig
 from adrec.features.state import Rows, State
+from adrec.features.transforms import Encoded
 from adrec.progress import Progress
 from adrec.schema import AD_ID, TIMESTAMP_MS, parse_schema
 
@@ -31,7 +32,7 @@ ARRAYS = ("user_R", "time_ms_R", "slate_R", "ad_N", "labels_NK", "position_N", "
 def one_pass(tables: Tables, dataset: Dataset) -> Rows:
     """The whole log in one `State.advance`, with the dataset's features."""
     state = State.begin(dataset.features, dataset.catalogue, tables.user_frame())
-    return state.advance(pl.concat(tables.chunks(1_000_000)))
+    return state.advance(tables.ordered().collect())
 
 
 def same(dataset: Dataset, rows: Rows) -> None:
@@ -78,11 +79,11 @@ class TestPrepare:
         tables = open_layout("synthetic", tiny_world)
         advance, calls = State.advance, []
 
-        def interrupted(self: State, frame: pl.DataFrame) -> Rows:
+        def interrupted(self: State, frame: pl.DataFrame, encoded: Encoded) -> Rows:
             calls.append(frame.height)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-            return advance(self, frame)
+            return advance(self, frame, encoded)
 
         monkeypatch.setattr(State, "advance", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -98,7 +99,7 @@ class TestPrepare:
     ) -> None:
         tables = open_layout("synthetic", tiny_world)
         before = prepared(tables, tmp_path)
-        monkeypatch.setattr(module._Writer, "finish", lambda self, split: 1 / 0)
+        monkeypatch.setattr(module._Writer, "finish", lambda self, split, ads: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepared(tables, tmp_path)
         same(Dataset(tmp_path / "dataset"), one_pass(tables, before))
@@ -137,7 +138,7 @@ class TestPrepare:
         shutil.copytree(tiny_world, strange)
         ads = pl.read_parquet(strange / "ads.parquet")
         pl.concat([ads, ads[5:6]]).write_parquet(strange / "ads.parquet")
-        with pytest.raises(DataError, match=f"'{ads[AD_ID][5]}' stands in its table twice"):
+        with pytest.raises(DataError, match=f"'{ads[AD_ID][5]}' stands there already"):
             prepared(open_layout("synthetic", strange), tmp_path)
 
 
@@ -213,7 +214,7 @@ class TestPeriods:
     ) -> None:
         tables = open_layout("synthetic", tiny_world)
         dataset = prepared(tables, tmp_path, chunk_rows=chunk_rows)
-        log = pl.concat(tables.chunks(1_000_000))
+        log = tables.ordered().collect()
         before = log.filter(pl.col(TIMESTAMP_MS) < dataset.split.test_from_ms)
         replayed = State.begin(dataset.features, dataset.catalogue, tables.user_frame())
         replayed.advance(before)
@@ -284,7 +285,7 @@ class TestHoldingOut:
 
 class TestHistories:
     def test_all_that_was_shown_by_a_loop(self, tiny_world: Path, tiny_dataset: Dataset) -> None:
-        frame = pl.concat(open_layout("synthetic", tiny_world).chunks(1_000_000))
+        frame = open_layout("synthetic", tiny_world).ordered().collect()
         schema, past = tiny_dataset.features.schema, tiny_dataset.histories[1]
         row_of = tiny_dataset.catalogue.directory.row
         assert [past.ads.dtype, past.outcomes.dtype] == [np.int32, np.uint8]
@@ -333,7 +334,7 @@ class TestBuildsOfTheIndex:
         tables = open_layout("synthetic", tiny_world)
         config = FeatureConfig(refresh_hours=17.0)
         dataset = prepared(tables, tmp_path, chunk_rows=chunk_rows, config=config)
-        log = pl.concat(tables.chunks(1_000_000))
+        log = tables.ordered().collect()
         starts = dataset.period_ms_P.tolist()
         assert set(np.diff(starts[1:])) == {17 * HOUR_MS}
         for start, standing_AS in zip(starts, dataset.standing_PAS, strict=True):

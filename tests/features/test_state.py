@@ -86,7 +86,7 @@ def begin(tables: Tables, config: FeatureConfig = CONFIG) -> State:
 
 
 def whole_log(tables: Tables) -> pl.DataFrame:
-    return pl.concat(tables.chunks(1_000_000))
+    return tables.ordered().collect()
 
 
 def live_through(state: State, log: pl.DataFrame) -> tuple[Query, NDArray[np.float32]]:
@@ -580,7 +580,7 @@ def test_what_happens_late_in_a_lasting_request_is_unknown_until_then(tmp_path: 
         tables = open_tables(schema, folder)
         features = Features.fit(tables, FeatureConfig(min_count=1), train_until_ms=10**7)
         state = State.begin(features, Catalogue.of(features, tables.ad_frame()), None)
-        return state.advance(pl.concat(list(tables.chunks(100))))
+        return state.advance(tables.ordered().collect())
 
     quiet, clicked = read(0), read(1)
     # The prior is the mean click rate, which differs; counts and histories must not, but for d.

@@ -170,4 +170,6 @@ def _ad_id(key: tuple[str, ...]) -> pl.Expr:
 
 
 def _hash(values: pl.Series) -> pl.Series:
-    return pl.Series([xxhash.xxh3_64_hexdigest(v) for v in values.cast(pl.Binary)], dtype=pl.String)
+    distinct = values.unique()
+    hashes = [xxhash.xxh3_64_hexdigest(v) for v in distinct.cast(pl.Binary)]
+    return values.replace_strict(distinct, pl.Series(hashes, dtype=pl.String))

@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from adrec.errors import DataError, Problem
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+
+_BLOCK_BYTES = 1 << 19  # of a file at a time: it stays in the processor's cache
+_NEWLINE, _QUOTE, _ASCII = ord("\n"), ord('"'), 127
 
 
 @contextmanager
@@ -81,6 +85,8 @@ def check_lines(file: str) -> list[Problem]:
         return []
     header_rows = 0 if kind == "txt" else 1
     try:
+        if path.suffix != ".gz" and _is_plain(path, separator):
+            return []
         seen = _count_cells(path, separator)
         if seen["row"] is not None and seen["quotes"]:
             seen |= _count_quoted(path, separator)
@@ -108,6 +114,49 @@ def check_lines(file: str) -> list[Problem]:
             )
         )
     return problems
+
+
+def count_lines(file: str) -> int | None:
+    """How many rows a text file has if none goes over several lines; None of other files.
+
+    Polars counts exactly, but holds the whole file in memory meanwhile.
+    """
+    path = Path(file)
+    header = {".csv": 1, ".tsv": 1, ".txt": 0}.get(path.suffix)
+    if header is None or not path.is_file():
+        return None
+    block, lines, last = np.empty(_BLOCK_BYTES, np.uint8), -header, _NEWLINE
+    with reading(file), path.open("rb") as content:
+        while read := content.readinto(block):  # type: ignore[arg-type]  # a NumPy array is a buffer
+            lines += int(np.count_nonzero(block[:read] == _NEWLINE))
+            last = int(block[read - 1])
+    return lines + (last != _NEWLINE)
+
+
+def _is_plain(path: Path, separator: str) -> bool:
+    """Whether a file is ASCII without quotes and each of its lines has as many cells as the first:
+    what most files are, told in a tenth of the time that finding the first bad line takes."""
+    block = np.empty(_BLOCK_BYTES, np.uint8)
+    width, open_cells, ends = -1, 0, True
+    with path.open("rb") as file:
+        while read := file.readinto(block):  # type: ignore[arg-type]  # a NumPy array is a buffer
+            part = block[:read]
+            if (part > _ASCII).any() or (separator != "\t" and (part == _QUOTE).any()):
+                return False
+            cuts = (part == ord(separator)).view(np.int8)
+            newlines = np.flatnonzero(part == _NEWLINE)
+            starts = np.append(0, newlines + 1)
+            ends = bool(starts[-1] == read)
+            starts = starts[: len(starts) - ends]
+            cells = np.add.reduceat(cuts, starts, dtype=np.int64)
+            cells[0] += open_cells
+            open_cells = 0 if ends else int(cells[-1])
+            whole = cells if ends else cells[:-1]
+            if width < 0 and len(whole):
+                width = int(whole[0])
+            if (whole != width).any():
+                return False
+    return ends or open_cells == width or width < 0
 
 
 def _count_cells(path: Path, separator: str) -> dict[str, Any]:

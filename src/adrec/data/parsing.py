@@ -59,7 +59,7 @@ def parse(column: Column, there: pl.DataType) -> pl.Expr:
     if column.timestamp_unit is not None:
         return _parse_time(raw, there, column.timestamp_unit)
     if isinstance(wanted, pl.String):
-        return _parse_text(raw, there)
+        return parse_text(raw, there)
     if isinstance(wanted, pl.List | pl.Array):
         return _parse_list(raw, there, wanted)
     if wanted.is_integer():
@@ -92,7 +92,7 @@ def _is_whole(text: str) -> bool:
     return digits.isascii() and digits.isdigit()
 
 
-def _parse_text(raw: pl.Expr, there: pl.DataType) -> pl.Expr:
+def parse_text(raw: pl.Expr, there: pl.DataType) -> pl.Expr:
     """The vectorised twin of `as_text`."""
     if there.is_float():
         whole = (raw == raw.floor()) & (raw.abs() < _INT64)
@@ -123,7 +123,7 @@ def _parse_list(raw: pl.Expr, there: pl.DataType, wanted: pl.List | pl.Array) ->
         complete = (numbers.list.len() == wanted.size) & finite
         return pl.when(complete).then(numbers).cast(wanted, strict=False)
     if wanted.inner == pl.String():
-        return items.list.eval(_parse_text(pl.element(), inner))
+        return items.list.eval(parse_text(pl.element(), inner))
     if inner.is_temporal():
         return items.list.eval(pl.element().dt.timestamp("ms"))
     return items.cast(wanted, strict=False)

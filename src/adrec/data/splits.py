@@ -5,14 +5,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from adrec.data.files import reading
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError
-from adrec.schema import TIMESTAMP_MS, Strict
+from adrec.schema import Strict
 
 
 class SplitConfig(Strict):
@@ -57,7 +55,7 @@ def split_times(tables: Tables, config: SplitConfig) -> Split:
     Raises:
         ConfigError: a period has no impression.
     """
-    return _split(_times(tables), config)
+    return _split(tables.times_ms(), config)
 
 
 def rolling_splits(tables: Tables, config: SplitConfig, folds: int) -> list[SplitConfig]:
@@ -75,7 +73,7 @@ def rolling_splits(tables: Tables, config: SplitConfig, folds: int) -> list[Spli
     Raises:
         ConfigError: the log is too short for so many; it says how many are possible.
     """
-    times = _times(tables)
+    times = tables.times_ms()
     newest = _split(times, config)
     times = times[times < newest.end_ms]
     end_ms = newest.end_ms if config.test_to is None else _to_ms(config.test_to)
@@ -107,25 +105,12 @@ def _moved(
     return [int(known_ms[max(place, 0)]) for place in places.tolist()]
 
 
-def _times(tables: Tables) -> NDArray[np.int64]:
-    """When the impressions were, ascending."""
-    with reading(tables.impressions.file):
-        times: NDArray[np.int64] = (
-            tables.impressions.frame()
-            .select(pl.col(TIMESTAMP_MS).sort())
-            .collect(engine="streaming")
-            .to_series()
-            .to_numpy()
-        )
-    return times
-
-
 def _split(times: NDArray[np.int64], config: SplitConfig) -> Split:
     first, last = _date(times[0]), _date(times[-1])
     start_ms, end_ms = int(times[0]), int(times[-1]) + 1
     if config.test_to is not None:
         end_ms = min(end_ms, _to_ms(config.test_to))
-        times = times[times < end_ms]
+        times = times[: np.searchsorted(times, end_ms)]
         if not times.size:
             raise ConfigError(
                 f"split: test_to is before the log, which runs from {first} to {last}"

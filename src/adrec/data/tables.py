@@ -5,11 +5,13 @@ UTC milliseconds, categorical fields as strings, numbers as floats, sequences an
 lists. How a cell is parsed stands in `parsing`, what may be wrong with a log in `checks`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adrec.data.files import reading, scan_table
 from adrec.data.parsing import Column, parse, type_complaint
@@ -35,11 +37,19 @@ class Table:
     file: str
     raw: pl.LazyFrame
     columns: tuple[Column, ...]
+    is_parsed: bool = False
+    """Whether the file has adrec's names and types already."""
 
     def frame(self) -> pl.LazyFrame:
         """The columns under adrec's names and types; what does not parse becomes null."""
+        if self.is_parsed:
+            return self.raw
+        return self.raw.select(parse.alias(name) for name, parse in self.parsed().items())
+
+    def parsed(self) -> dict[str, pl.Expr]:
+        """How each column is parsed, by adrec's names."""
         types = self.raw.collect_schema()
-        return self.raw.select(parse(c, types[c.source]).alias(c.name) for c in self.columns)
+        return {c.name: parse(c, types[c.source]) for c in self.columns}
 
 
 @dataclass(frozen=True)
@@ -103,35 +113,45 @@ class Tables:
         if self.schema.request_id is None:
             with reading(self.impressions.file):
                 time = frame.select(TIMESTAMP_MS).collect(engine="streaming").to_series()
-            return frame if time.is_sorted() else frame.sort(TIMESTAMP_MS, maintain_order=True)
+            return frame if time.is_sorted() else self.sorted()
         with reading(self.impressions.file):
             keys = frame.select(TIMESTAMP_MS, REQUEST_ID).collect(engine="streaming")
         runs = (keys[REQUEST_ID] != keys[REQUEST_ID].shift()).fill_null(True).sum()
         if keys[TIMESTAMP_MS].is_sorted() and runs == keys[REQUEST_ID].n_unique():
             return frame
+        return self.sorted()
+
+    def sorted(self) -> pl.LazyFrame:
+        """The same impressions for certain in order: sorted in memory, ties as they stand."""
+        frame = self.impressions.frame()
+        if self.schema.request_id is None:
+            return frame.sort(TIMESTAMP_MS, maintain_order=True)
         first = pl.col(TIMESTAMP_MS).min().over(REQUEST_ID)
         return frame.sort(first, REQUEST_ID, TIMESTAMP_MS, maintain_order=True)
 
-    def chunks(self, rows: int) -> Iterator[pl.DataFrame]:
-        """Impressions in time order, about `rows` at a time; a request is never cut in two."""
-        batches = self.ordered().collect_batches(chunk_size=rows, maintain_order=True)
-        if self.schema.request_id is None:
-            with reading(self.impressions.file):
-                yield from batches
-            return
-        rest: pl.DataFrame | None = None
+    def times_ms(self) -> NDArray[np.int64]:
+        """When the impressions were, ascending."""
         with reading(self.impressions.file):
-            for batch in batches:
-                if batch.height == 0:
-                    continue
-                frame = batch if rest is None else pl.concat([rest, batch])
-                open_request = frame[REQUEST_ID] == frame[REQUEST_ID][-1]
-                cut = frame.height - int(open_request.sum())
-                if cut:
-                    yield frame[:cut]
-                rest = frame[cut:]
-        if rest is not None and rest.height:
-            yield rest
+            times = self.impressions.frame().select(pl.col(TIMESTAMP_MS).sort())
+            found: NDArray[np.int64] = times.collect(engine="streaming").to_series().to_numpy()
+        return found
+
+
+def uncut(batches: Iterable[pl.DataFrame], schema: Schema) -> Iterator[pl.DataFrame]:
+    """The same impressions, cut elsewhere where a cut goes through a request."""
+    rest: pl.DataFrame | None = None
+    for batch in batches:
+        if schema.request_id is None or batch.height == 0:
+            yield batch
+            continue
+        frame = batch if rest is None else pl.concat([rest, batch])
+        open_request = frame[REQUEST_ID] == frame[REQUEST_ID][-1]
+        cut = frame.height - int(open_request.sum())
+        if cut:
+            yield frame[:cut]
+        rest = frame[cut:]
+    if rest is not None and rest.height:
+        yield rest
 
 
 def open_tables(schema: Schema, directory: Path) -> Tables:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adrec.features.past import count_strictly_before, order_events
+from adrec.features.past import count_strictly_before, numbered, order_events
 from adrec.schema import Task
 
 _MS_PER_HOUR = 3_600_000.0
@@ -197,8 +197,7 @@ class Counter:
         late_keys, late_ms, late_tasks, late_outcomes = (
             waiting[name].to_numpy() for name in list(_PENDING)[1:]
         )
-        distinct, group = np.unique(np.concatenate([keys_N, late_keys]), return_inverse=True)
-        group = group.astype(np.int64)
+        distinct, group = numbered(np.concatenate([keys_N, late_keys]))
         slots_U = self._slots_of(distinct)
         age_U = (start - self.as_of_ms[slots_U]).astype(np.float64)
         base_U = self.sums[slots_U] * self._decay(age_U)[..., None]
@@ -213,11 +212,10 @@ class Counter:
                 delay_ms=int(self.delays_ms[task]),
                 outcome=np.concatenate([late_outcomes[mine], outcomes_NK[:, task]]),
             ).ordered()
-            columns = [task, tasks + task]
             sums = events.running_sums(start, self.half_lives_ms)
-            result[:, :, columns] += events.before(sums, groups_N, times_ms_N)
+            result[:, :, task::tasks] += events.before(sums, groups_N, times_ms_N)
             everyone = np.arange(len(distinct))
-            final_U[:, :, columns] += events.before(sums, everyone, np.full(len(distinct), end))
+            final_U[:, :, task::tasks] += events.before(sums, everyone, np.full(len(distinct), end))
             rest = np.flatnonzero(events.known_at_ms >= end)
             unknown.append(
                 pl.DataFrame(
@@ -233,7 +231,8 @@ class Counter:
         self.pending, self.backlog = [], pl.concat(unknown).sort("known_at_ms", maintain_order=True)
         self.sums[slots_U] = final_U * self._decay(np.array(float(end - start)))[:, None]
         self.as_of_ms[slots_U] = end
-        return result * self._decay((times_ms_N - start).astype(np.float64))[..., None]
+        result *= self._decay((times_ms_N - start).astype(np.float64))[..., None]
+        return result
 
     def save(self, path: Path) -> None:
         """Write keys, sums and what is pending as two Parquet files."""
@@ -275,7 +274,8 @@ class _Events:
     def running_sums(
         self, start_ms: int, half_lives_ms: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """[E, H, 2] of n and y within the group up to each event, in units of time `start_ms`."""
+        """[E + 1, H, 2] of n and y within the group up to each event, in units of time `start_ms`;
+        last come zeros."""
         since_E = (self.time_ms - start_ms).astype(np.float64)
         columns: dict[str, NDArray[np.float64]] = {}
         for h, half_life_ms in enumerate(half_lives_ms):
@@ -284,7 +284,10 @@ class _Events:
         group = pl.Series(self.group).set_sorted()  # which makes `over` about twice as fast
         frame = pl.DataFrame({"group": group} | columns)
         summed = frame.select(pl.col(name).cum_sum().over("group") for name in columns)
-        return summed.to_numpy().reshape(len(self.group), len(half_lives_ms), 2)
+        sums = np.zeros((len(self.group) + 1, len(half_lives_ms), 2))
+        for i, name in enumerate(columns):
+            sums[:-1, i // 2, i % 2] = summed[name].to_numpy()
+        return sums
 
     def before(
         self,
@@ -294,8 +297,9 @@ class _Events:
     ) -> NDArray[np.float64]:
         """[Q, H, 2] running sums just before each query; zero where its group has no such event."""
         last = count_strictly_before(self.group, self.known_at_ms, groups_Q, times_ms_Q) - 1
-        found = (last >= 0) & (self.group[np.maximum(last, 0)] == groups_Q)
-        return np.where(found[:, None, None], sums_EH2[np.maximum(last, 0)], 0.0)
+        if self.group.size:  # the last, before which are none, is -1 and finds the zeros
+            last[self.group[last] != groups_Q] = -1
+        return sums_EH2.take(last, axis=0)
 
 
 def counter_features(

@@ -7,12 +7,13 @@ the pass goes on, so memory does not grow with the log; `dataset.json` says what
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import polars as pl
@@ -21,17 +22,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from adrec.data.splits import Split, SplitConfig, split_times
+from adrec.data.spool import Spool, spool
 from adrec.data.tables import Tables
 from adrec.errors import ConfigError, DataError
 from adrec.features.batches import Batch, Past, Query, candidates_of, query_of
 from adrec.features.catalogue import Catalogue, load_encoded
 from adrec.features.fitting import FeatureConfig
-from adrec.features.state import Rows, State
+from adrec.features.state import Rows, State, first_rows
 from adrec.features.transforms import Encoded, Features
 from adrec.progress import Progress
 from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
 
 SplitName = Literal["train", "valid", "test"]
+ItemT = TypeVar("ItemT")
+
+_SPOOL = "spool"
 
 _MS_PER_HOUR = 3_600_000
 _READ_ERRORS = (pl.exceptions.PolarsError, SafetensorError, ConfigError)
@@ -43,7 +48,7 @@ def prepare(
     *,
     split: SplitConfig,
     config: FeatureConfig,
-    chunk_rows: int = 250_000,
+    chunk_rows: int = 125_000,
     progress: Progress | None = None,
 ) -> "Dataset":
     """Fit the features, then turn a log into arrays ready for training.
@@ -60,38 +65,65 @@ def prepare(
     unfinished = directory.with_name(directory.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    times = split_times(tables, split)
-    progress.say(f"fitting features of {tables.impressions.file}")
-    features = Features.fit(tables, config, train_until_ms=times.valid_from_ms)
-    ads = tables.ad_frame(before_ms=None if split.test_to is None else times.end_ms)
+    log = spool(tables, unfinished / _SPOOL, piece_rows=chunk_rows, progress=progress)
+    times = split_times(log, split)
+    progress.say("fitting features")
+    features = Features.fit(log, config, train_until_ms=times.valid_from_ms)
+    ads = log.ad_frame(before_ms=None if split.test_to is None else times.end_ms)
     catalogue = Catalogue.of(features, ads)
-    state = State.begin(features, catalogue, tables.user_frame(), before_ms=times.start_ms)
+    state = State.begin(features, catalogue, log.user_frame(), before_ms=times.start_ms)
     starts_ms = _period_starts(times, config.refresh_hours)
-    with _Writer(unfinished) as writer, progress.track("prepare", tables.rows()) as advance:
-        for frame in tables.chunks(chunk_rows):
-            asked_ms = _request_times(frame, tables.schema)
-            bounds = [0, *np.searchsorted(asked_ms, [*starts_ms[1:], times.end_ms]).tolist()]
-            for start_ms, (first, end) in zip(starts_ms, pairwise(bounds), strict=True):
-                if first == end:
+    with _Writer(unfinished) as writer, progress.track("prepare", log.rows()) as advance:
+        for piece in _ahead(_encoded(log, features, [*starts_ms[1:], times.end_ms])):
+            for start_ms, part in zip(starts_ms, piece, strict=True):
+                if part is None:
                     continue
                 if start_ms not in writer.period_ms:
                     writer.begin_period(start_ms, state.standing(start_ms))
                     if start_ms == times.test_from_ms:
                         state.save(unfinished / "state_at_test")
-                writer.write(state.advance(frame[first:end]))
-            advance(frame.height, "")
-        unknown = writer.unknown_ads
+                writer.write(state.advance(*part))
+                advance(part[0].height, "")
+        writer.finish(times, len(catalogue))
     features.save(unfinished / "features")
     catalogue.save(unfinished)
     state.save(unfinished / "state")
-    writer.finish(times)
-    _require_requests(Dataset(unfinished))
+    shutil.rmtree(unfinished / _SPOOL)
+    prepared = Dataset(unfinished)
+    _require_requests(prepared)
     if directory.exists():
         shutil.rmtree(directory)
     unfinished.rename(directory)
-    if unknown:
+    if unknown := prepared.unknown_ads:
         progress.say(f"left out: {unknown:,} impressions of ads that the ads table does not have")
     return Dataset(directory)
+
+
+_Part = tuple[pl.DataFrame, Encoded]
+
+
+def _encoded(log: Spool, features: Features, ends_ms: list[int]) -> Iterator[list[_Part | None]]:
+    """Each piece of a log, cut where a request of it comes at or after one of some times; each part
+    with its requests encoded, None where it has no rows. What is after the last is left out."""
+    for frame in log.frames():
+        asked_ms = _request_times(frame, log.schema)
+        bounds = [0, *np.searchsorted(asked_ms, ends_ms).tolist()]
+        parts = [frame[start:end] for start, end in pairwise(bounds)]
+        yield [
+            (part, features.encode_requests(part, first_rows(part, log.schema)))
+            if part.height
+            else None
+            for part in parts
+        ]
+
+
+def _ahead(items: Iterator[ItemT]) -> Iterator[ItemT]:
+    """The same items, each made in a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(next, items, None)
+        while (item := made.result()) is not None:
+            made = thread.submit(next, items, None)
+            yield item
 
 
 def _require_requests(dataset: "Dataset") -> None:
@@ -134,7 +166,8 @@ class _Writer:
         self._files = ExitStack()
         self._open: dict[str, Any] = {}
         self._specs: dict[str, ArraySpec] = {}
-        self.unknown_ads = 0
+        self._shown_A: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._impressions = 0
         self.period_ms: list[int] = []
 
     def __enter__(self) -> "_Writer":
@@ -151,6 +184,7 @@ class _Writer:
             "request_categorical": rows.request.categorical,
             "request_dense": rows.request.dense,
             "slate": rows.slate_R,
+            "offset": self._impressions + np.cumsum(rows.slate_R) - rows.slate_R,
             "ad": rows.ad_N,
             "counters": rows.counters_NC,
             "labels": rows.labels_NK,
@@ -161,7 +195,10 @@ class _Writer:
             arrays |= {f"history_{i}": ads, f"gap_{i}": gap, f"outcome_{i}": bits}
         for name, array in arrays.items():
             self._append(name, array)
-        self.unknown_ads += int((rows.ad_N == 0).sum())
+        self._impressions += len(rows.ad_N)
+        shown_A = np.bincount(rows.ad_N, minlength=len(self._shown_A))
+        shown_A[: len(self._shown_A)] += self._shown_A
+        self._shown_A = shown_A
 
     def begin_period(self, start_ms: int, standing_AS: NDArray[np.float32]) -> None:
         """Append how all ads stand when a period begins."""
@@ -177,14 +214,15 @@ class _Writer:
         spec = self._specs[name]
         self._specs[name] = ArraySpec(spec.dtype, (spec.shape[0] + len(array), *spec.shape[1:]))
 
-    def finish(self, split: Split) -> None:
-        """Write what the files hold and where the periods begin."""
+    def finish(self, split: Split, ads: int) -> None:
+        """Write how often each ad was shown, what the files hold and where the periods begin."""
+        self._append("offset", np.array([self._impressions]))
+        self._append("shown", np.append(self._shown_A, np.zeros(ads, np.int64))[:ads])
         arrays = {name: asdict(spec) for name, spec in self._specs.items()}
         content = {
             "arrays": arrays,
             "split": asdict(split),
             "period_ms": self.period_ms,
-            "unknown_ads": self.unknown_ads,
         }
         (self._directory / "dataset.json").write_text(json.dumps(content, indent=1))
 
@@ -216,7 +254,7 @@ class Dataset:
             self.position_N, self.propensity_N = arrays["position"], arrays["propensity"]
             self.period_ms_P = np.array(content["period_ms"], np.int64)
             self.standing_PAS = arrays["standing"]
-        self.offset_R = np.concatenate([[0], np.cumsum(self.slate_R)])
+            self.offset_R, self._shown_A = arrays["offset"], arrays["shown"]
 
     def __len__(self) -> int:
         """Number of requests."""
@@ -307,8 +345,12 @@ class Dataset:
 
     def shown_once(self) -> float:
         """Share of the ads that have exactly one impression in the log."""
-        shown = np.bincount(self.ad_N, minlength=len(self.catalogue))[1:]
-        return float((shown == 1).mean())
+        return float((self._shown_A[1:] == 1).mean())
+
+    @property
+    def unknown_ads(self) -> int:
+        """Impressions of ads that the catalogue does not have."""
+        return int(self._shown_A[0])
 
     def query(self, requests_B: NDArray[np.int64]) -> Query:
         """What a model is told of some requests."""

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from adrec.data.texts import Lookup
 from adrec.errors import DataError
 
 
@@ -20,6 +21,7 @@ class Directory:
         self._ids: list[str] = [""]
         self._rows: dict[str, int] = {}
         self._size = 1
+        self._lookup, self._looked_up = Lookup(self._find), 1
         for row, key in enumerate(ids, start=1):
             if self.add(key) != row:
                 raise DataError(f"id '{key}' stands in its table twice; keep one row an id")
@@ -43,6 +45,7 @@ class Directory:
         """A directory with some ids more; this one stays as it is, and both share memory."""
         longer = Directory.__new__(Directory)
         longer._ids, longer._rows, longer._size = self._ids, self._rows, self._size
+        longer._lookup, longer._looked_up = Lookup(longer._find), len(longer)
         for key in ids:
             longer.add(key)
         return longer
@@ -62,8 +65,27 @@ class Directory:
         return self._ids[1 : self._size]
 
     def rows(self, column_N: pl.Series, *, grow: bool = False) -> NDArray[np.int64]:
-        """Rows of a column of ids, [N]; with `grow`, unknown ids are added in order."""
+        """Rows of a column of ids, text or categories, [N]; with `grow`, unknown ids are added in
+        order."""
+        if isinstance(column_N.dtype, pl.Categorical):
+            return self._rows_of_categories(column_N, grow)
         distinct = column_N.unique(maintain_order=True)
         of = self.add if grow else self.row
         rows = pl.Series([of(key) for key in distinct.to_list()], dtype=pl.Int64)
         return column_N.replace_strict(distinct, rows, return_dtype=pl.Int64).to_numpy()
+
+    def _rows_of_categories(self, column_N: pl.Series, grow: bool) -> NDArray[np.int64]:
+        if self._looked_up != len(self):
+            self._lookup, self._looked_up = Lookup(self._find), len(self)
+        rows_N = self._lookup.read(column_N)
+        unknown = np.flatnonzero(rows_N == 0)
+        if grow and len(unknown):
+            new = column_N.gather(unknown).unique(maintain_order=True)
+            rows = [self.add(key) for key in new.cast(pl.String).to_list()]
+            self._lookup.note(new, np.array(rows, np.int32))
+            self._looked_up = len(self)
+            rows_N = self._lookup.read(column_N)
+        return rows_N.astype(np.int64)
+
+    def _find(self, ids: pl.Series) -> NDArray[np.int32]:
+        return np.array([self.row(key) for key in ids.to_list()], np.int32)

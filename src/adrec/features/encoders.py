@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from adrec.data.parsing import as_text
+from adrec.data.texts import Lookup
 from adrec.errors import RequestError
 from adrec.schema import Strict
 
 FloatRow = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 _QUANTILES = 64
+_COUNTS = 4096  # whole numbers below it are looked up
+_MANY = 1000  # values in a column for which that pays
 
 
 class Vocabulary(Strict):
@@ -45,6 +48,10 @@ class Vocabulary(Strict):
     def _enum(self) -> pl.Enum:
         return pl.Enum(self.values)
 
+    @cached_property
+    def _of_categories(self) -> Lookup:
+        return Lookup(self._codes_of)
+
     def _bucket(self, text: str) -> int:
         return 1 + xxhash.xxh64_intdigest(text.encode(errors="surrogatepass")) % self.buckets
 
@@ -63,10 +70,15 @@ class Vocabulary(Strict):
         return self._bucket(text) if code is None else code
 
     def encode_column(self, column_N: pl.Series) -> NDArray[np.int32]:
-        """Codes of a column of strings, [N]."""
+        """Codes of a column of strings or of categories, [N]."""
+        if isinstance(column_N.dtype, pl.Categorical):
+            return self._of_categories.read(column_N)
+        return self._codes_of(column_N)
+
+    def _codes_of(self, column_N: pl.Series) -> NDArray[np.int32]:
         known = column_N.cast(self._enum, strict=False).to_physical()
-        codes = known.cast(pl.Int64).to_numpy(writable=True).astype(np.float64)
-        codes_N = np.where(np.isnan(codes), 0, codes + 1 + self.buckets).astype(np.int32)
+        codes_N = known.cast(pl.Int32).fill_null(-1).to_numpy() + (1 + self.buckets)
+        codes_N[known.is_null().to_numpy()] = 0
         rare = known.is_null() & column_N.is_not_null() & (column_N != "").fill_null(False)
         if rare.any():
             texts = column_N.filter(rare)
@@ -135,7 +147,25 @@ class NumericEncoder(Strict):
     def encode_column(self, values_N: NDArray[np.floating]) -> NDArray[np.float32]:
         """A column, NaN where missing, [N, 3]."""
         with np.errstate(over="ignore"):  # beyond float32 is infinite, hence missing, in a table
-            values = np.asarray(values_N, np.float32).astype(np.float64)
+            values = np.asarray(values_N, np.float32)
+        if len(values) < _MANY:
+            return self._encode(values)
+        with np.errstate(invalid="ignore"):
+            place_N = values.astype(np.int32)  # whatever it is for NaN, it is not equal to it
+        counts_N = (place_N == values) & (place_N >= 0) & (place_N < _COUNTS)
+        out_N3 = self._of_counts.take(np.where(counts_N, place_N, 0), axis=0)
+        others = np.flatnonzero(~counts_N)
+        if len(others):
+            out_N3[others] = self._encode(values[others])
+        return out_N3
+
+    @cached_property
+    def _of_counts(self) -> NDArray[np.float32]:
+        """The codes of 0, 1, 2, ..., which most numbers of a log are: looked up, not computed."""
+        return self._encode(np.arange(_COUNTS, dtype=np.float32))
+
+    def _encode(self, given_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        values = given_N.astype(np.float64)
         missing = ~np.isfinite(values)
         values = np.where(missing, 0.0, values)
         out_N3 = np.zeros((len(values), 3), np.float32)
@@ -158,7 +188,7 @@ def fit_numeric(name: str, values_N: NDArray[np.floating]) -> NumericEncoder:
     return NumericEncoder(
         name=name,
         log_mean=float(logs.mean()),
-        log_std=float(logs.std()) if len(np.unique(values)) > 1 else 1.0,
+        log_std=float(logs.std()) if values.min() < values.max() else 1.0,
         knots=tuple(float(knot) for knot in knots),
     )
 

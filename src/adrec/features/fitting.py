@@ -27,6 +27,7 @@ from adrec.schema import (
 )
 
 _COUNT = "adrec:count"  # no field's name
+_ROW = "adrec:row"
 
 
 class FeatureConfig(Strict):
@@ -75,12 +76,14 @@ class Fit:
         self._users = tables.user_frame()
         self._ads = tables.ad_frame()
         with reading(tables.impressions.file):
-            self._shown = train.group_by(AD_ID).len(_COUNT).collect(engine="streaming")
-            self._active = (
-                train.group_by(USER_ID).len(_COUNT).collect(engine="streaming")
-                if tables.schema.user_id is not None
-                else None
-            )
+            self._shown = self._counted(AD_ID)
+            self._active = self._counted(USER_ID) if tables.schema.user_id is not None else None
+        self._sampled: pl.DataFrame | None = None
+
+    def _counted(self, name: str) -> pl.DataFrame:
+        """How many training impressions each id or category has."""
+        counts = self._train.group_by(name).len(_COUNT).collect(engine="streaming")
+        return counts.with_columns(pl.col(name).cast(pl.String))
 
     def _things(self, field: AnyField) -> pl.DataFrame | None:
         """The users or ads that carry a field, with their number of training impressions."""
@@ -99,10 +102,8 @@ class Fit:
             things = self._things(field)
             if things is None:
                 with reading(self._tables.impressions.file):
-                    counts = (
-                        self._train.group_by(pl.col(field.name).alias("value"))
-                        .len("count")
-                        .collect(engine="streaming")
+                    counts = self._counted(field.name).rename(
+                        {field.name: "value", _COUNT: "count"}
                     )
             else:
                 counts = things.group_by(pl.col(field.name).alias("value")).agg(
@@ -121,8 +122,17 @@ class Fit:
         things = self._things(field)
         if things is not None:
             return things.drop_nulls(_COUNT)[name]
-        with reading(self._tables.impressions.file):
-            return self._train.select(pl.col(name).gather_every(self._step)).collect().to_series()
+        if self._sampled is None:
+            sampled = [f.name for f in self._tables.schema.fields if self._is_sampled(f)]
+            rows = self._train.select(sampled).with_row_index(_ROW)
+            with reading(self._tables.impressions.file):
+                kept = rows.filter(pl.col(_ROW) % self._step == 0)
+                self._sampled = kept.collect(engine="streaming")
+        return self._sampled[name]
+
+    def _is_sampled(self, field: AnyField) -> bool:
+        """Whether a field's numbers are those of a sample of the impressions."""
+        return field.kind in ("numeric", "embedding") and self._things(field) is None
 
     def numeric(self, name: str) -> NumericEncoder:
         """Mean, spread and quantiles; each user or ad of the training rows counts once."""

@@ -5,6 +5,8 @@ from numpy.typing import NDArray
 
 from adrec.errors import DataError
 
+_DENSE = 8  # numbers up to so many times their count are found without sorting
+_SMALL = 1 << 16  # groups that NumPy sorts in linear time
 _BITS = 63  # of an int64 without its sign: a group and a time side by side
 _MS_PER_YEAR = 365.25 * 24 * 3_600_000
 
@@ -12,8 +14,29 @@ _MS_PER_YEAR = 365.25 * 24 * 3_600_000
 def order_events(
     groups_E: NDArray[np.int64], known_at_ms_E: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Order of events by group, then by the time they are known; stable."""
-    return np.lexsort((known_at_ms_E, groups_E))
+    """Order of events by group, then by the time they are known; stable.
+
+    Args:
+        groups_E: group of each event, small integers from 0.
+        known_at_ms_E: when each event is known.
+    """
+    if not (known_at_ms_E[1:] >= known_at_ms_E[:-1]).all():
+        return np.lexsort((known_at_ms_E, groups_E))
+    if groups_E.max(initial=0) < _SMALL:
+        groups_E = groups_E.astype(np.uint16)
+    return np.argsort(groups_E, kind="stable")
+
+
+def numbered(keys_E: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct keys in ascending order, [U], and the place of each key among them, [E]."""
+    if keys_E.size and keys_E.min() >= 0 and keys_E.max() < _DENSE * keys_E.size:
+        there = np.zeros(int(keys_E.max()) + 1, bool)
+        there[keys_E] = True
+        distinct = np.flatnonzero(there)
+        place = np.cumsum(there) - 1
+        return distinct, place[keys_E]
+    distinct, place_E = np.unique(keys_E, return_inverse=True)
+    return distinct, place_E.astype(np.int64)
 
 
 def count_strictly_before(
@@ -50,4 +73,7 @@ def count_strictly_before(
         raise DataError(f"Times span {years:,.0f} years; is timestamp_unit right?")
     events = (event_groups_E << bits) | (known_at_ms_E - start)
     queries = (query_groups_Q << bits) | (query_ms_Q - start)
-    return np.searchsorted(events, queries, side="left")
+    before_Q = np.empty(len(queries), np.int64)
+    order = order_events(query_groups_Q, query_ms_Q)  # so that the search moves on, not about
+    before_Q[order] = np.searchsorted(events, queries[order], side="left")
+    return before_Q

@@ -135,25 +135,25 @@ class State:
                 _start_history(history, field.name, *users, bits, before_ms)
         return state
 
-    def advance(self, frame: pl.DataFrame) -> Rows:
-        """Read before, then take in, a piece of the log in time order, requests uncut."""
+    def advance(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> Rows:
+        """Read before, then take in, a piece of the log in time order, requests uncut.
+
+        `encoded` are its requests, where they have been encoded already.
+        """
         schema, rows = self.schema, frame.height
         happened = frame[TIMESTAMP_MS].to_numpy()
         ads = self.catalogue.directory.rows(frame[AD_ID]).astype(np.int32)
         users = np.zeros(rows, np.int64)
         if schema.user_id is not None:
             users = self.users.rows(frame[USER_ID], grow=True)
-        first = np.arange(rows)
-        if schema.request_id is not None:
-            request = frame[REQUEST_ID]
-            first = np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
+        first = first_rows(frame, schema)
         slates = np.diff(np.append(first, rows))
         times = np.repeat(happened[first], slates)  # a request knows what was known when it came
-        encoded = self.features.encode_requests(frame[first])
+        if encoded is None:
+            encoded = self.features.encode_requests(frame, first)
         labels = frame.select(task.name for task in schema.tasks).to_numpy().astype(np.float32)
-        static = self.static.take(self._known(users))
         of_row = np.repeat(np.arange(len(first)), slates)
-        keys = self._keys(users, static, encoded.take(of_row), ads)
+        keys = self._keys(users, self.static.codes(self._known(users)), encoded.codes(of_row), ads)
         summed = outcomes(labels, schema.tasks)
         counters = [
             self._seen(counter.advance(key, times, summed, happened))
@@ -386,6 +386,14 @@ class State:
 
     def _join(self, parts: Sequence[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
         return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0), np.float32)
+
+
+def first_rows(frame: pl.DataFrame, schema: Schema) -> NDArray[np.int64]:
+    """Where in a piece of the log each request begins, [R]."""
+    if schema.request_id is None:
+        return np.arange(frame.height)
+    request = frame[REQUEST_ID]
+    return np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
 
 
 def _start_history(

@@ -57,6 +57,10 @@ class Encoded:
         """The things at some rows, in the shape of `rows`."""
         return Encoded(self.categorical[rows], self.dense[rows])
 
+    def codes(self, rows: NDArray[np.integer]) -> "Encoded":
+        """The categorical fields alone of the things at some rows."""
+        return Encoded(self.categorical[rows], np.zeros((len(rows), 0), np.float32))
+
     def append(self, other: "Encoded") -> "Encoded":
         """These things, then the other's."""
         return Encoded(
@@ -100,18 +104,19 @@ class FieldGroup:
 
     def encode_frame(self, frame: pl.DataFrame) -> Encoded:
         """Encode the rows of a table."""
-        codes = [v.encode_column(frame[v.name]) for v in self._categorical]
-        dense = [
-            e.encode_column(frame[e.name])
-            if isinstance(e, EmbeddingEncoder)
-            else e.encode_column(frame[e.name].cast(pl.Float32).to_numpy())
-            for e in self._dense
-        ]
         rows = frame.height
-        return Encoded(
-            np.stack(codes, axis=1) if codes else np.zeros((rows, 0), np.int32),
-            np.concatenate(dense, axis=1) if dense else np.zeros((rows, 0), np.float32),
-        )
+        codes = np.empty((rows, len(self._categorical)), np.int32)
+        for i, vocabulary in enumerate(self._categorical):
+            codes[:, i] = vocabulary.encode_column(frame[vocabulary.name])
+        dense, start = np.empty((rows, self.dense_width), np.float32), 0
+        for encoder in self._dense:
+            column = frame[encoder.name]
+            place = slice(start, start := start + encoder.width)
+            if isinstance(encoder, EmbeddingEncoder):
+                dense[:, place] = encoder.encode_column(column)
+            else:
+                dense[:, place] = encoder.encode_column(column.cast(pl.Float32).to_numpy())
+        return Encoded(codes, dense)
 
     def encode(self, values: Mapping[str, Any]) -> Encoded:
         """Encode one thing from raw values by field name; what is absent is missing. N is 1.
@@ -260,11 +265,14 @@ class Features:
         )
         return cls(schema, fitted, vocabularies)
 
-    def encode_requests(self, frame: pl.DataFrame) -> Encoded:
-        """Encode the requests' fields of a table that has one row a request."""
-        times = frame[TIMESTAMP_MS].to_list() if self.schema.clocks else []
+    def encode_requests(self, frame: pl.DataFrame, first: NDArray[np.int64]) -> Encoded:
+        """Encode the requests' fields of impressions; `first` are where their requests begin."""
+        names = [encoder.name for encoder in self.request.encoders]
+        frame = frame.select(TIMESTAMP_MS, *(name for name in names if name in frame.columns))
+        if len(first) < frame.height:
+            frame = frame[first]
         clocks = {
-            clock.name: pl.Series([str(clock.at(time_ms)) for time_ms in times], dtype=pl.String)
+            clock.name: pl.Series(clock.at(frame[TIMESTAMP_MS].to_numpy())).cast(pl.String)
             for clock in self.schema.clocks
         }
         return self.request.encode_frame(frame.with_columns(**clocks))
