@@ -7,11 +7,11 @@
 On (a) clustered artificial vectors and (b) those of a two-tower trained on a synthetic world
 (`embeddings.py`): for each kind and recall@500 of .90 to .999, the fastest settings that reach it,
 found by the search of `adrec index`; beside them exact FAISS and usearch in the same run. One query
-at a time on one thread, median and 99th percentile of 100 queries; recall over 300. Graphs are built
-of the first `--graph-ads`, because a million take a quarter of an hour; ivfpq is measured there, too.
-Also what is commonly said of FAISS indices with their usual settings, an eight-fold compression, and
-what an index costs each of two processes that share it on disk. Memory is that of codes, ids and
-links.
+at a time on one thread, median and 99th percentile of 100 queries; recall over 300. Graphs are
+built of the first `--graph-ads`, because a million take a quarter of an hour; ivfpq is measured
+there, too. Also what is commonly said of FAISS indices with their usual settings, an eight-fold
+compression, and what an index costs each of two processes that share it on disk. Memory is that of
+codes, ids and links.
 """
 
 import argparse
@@ -199,7 +199,7 @@ def usearch_rows(data: Data, threads: int) -> list[Row]:
         print("usearch: skipped, not installed (pip install adrec[bench])")
         return []
     begun = time.perf_counter()
-    index = Index(ndim=data.vectors.shape[1], metric="ip", dtype="f32")
+    index: Any = Index(ndim=data.vectors.shape[1], metric="ip", dtype="f32")
     index.add(np.arange(len(data.vectors)), data.vectors, threads=threads)
     built_s = time.perf_counter() - begun
     rows: list[Row] = []

@@ -54,6 +54,8 @@ class Position:
     """Impressions seen, over all epochs."""
     seconds: float = 0.0
     """Time spent training, validation included."""
+    waited_s: float = 0.0
+    """Of that, time in which training stood still for want of a batch."""
     done: bool = False
 
 
@@ -200,7 +202,10 @@ class _Run:
             parts = min(config.accumulate, len(plan) - at.step * config.accumulate)
             loss, rows = 0.0, 0
             for _ in range(parts):
-                batch = self._forget(next(batches), rng)
+                asked = time.monotonic()
+                batch = next(batches)
+                at.waited_s += time.monotonic() - asked
+                batch = self._forget(batch, rng)
                 rows += batch.rows
                 part = self._loss(to_device(batch, self._device), rng) / parts
                 part.backward()  # type: ignore[no-untyped-call]
