@@ -149,7 +149,7 @@ def measure_family(
             for config in ladder:
                 point = measure(index.searched_with(config), queries, truth_QK, built_s)
                 found.append(point)
-                stuck = point.recall - last < 1e-4 and last > 0.5
+                stuck = abs(point.recall - last) < 1e-4 and last > 0.5
                 if point.recall >= min(enough, _ENOUGH) or stuck:
                     break
                 last = point.recall
