@@ -16,7 +16,6 @@ LISTED: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
 """Kinds that keep ads in lists and visit the nearest of these."""
 
 _EXACT_BELOW = 50_000  # ads; a scan of 50k x 256 float32 reads 51 MB, about 4 ms on one thread
-_IVF_BELOW = 2_000_000  # ads; float32 vectors of 2M x 256 fill 2 GB, codes with SQ8 0.7 GB
 _ROWS_PER_LIST = 32  # training rows a centroid; FAISS would like 39, but k-means is most of a build
 LANES = 16  # SQ8 decodes 16 numbers at a time; at other widths it is ten times slower
 
@@ -30,11 +29,11 @@ class IndexConfig(Strict):
             of an eighth of a byte in those lists and rescores the best (Jégou 2011; André 2015);
             "hnsw" walks a neighbour graph (Malkov 2016): fastest to answer, slowest to build,
             weakest under narrow filters. "auto" takes exact below 50,000 ads (a few milliseconds,
-            no loss), ivf below 2,000,000 (near-exact scores, but all vectors in memory) and ivfpq
-            beyond (less than a third of the memory).
+            no loss) and ivfpq from there on: at a million ads five times as fast as ivf with as
+            much recall, in less than a third of the memory.
         nlist: lists of ivf, ivfsq and ivfpq, 1 to 1,048,576; never more than there are training
-            rows. None: sqrt(A), at most 65,536 and at most one list for 32 training rows.
-        nprobe: lists that a query visits, 1 to nlist. None: a sixteenth of nlist, at least 8.
+            rows. None: 2 sqrt(A), at most 65,536 and at most one list for 32 training rows.
+        nprobe: lists that a query visits, 1 to nlist. None: a twelfth of nlist, at least 8.
         pq_segments: parts of a vector that ivfpq codes with 4 bits each; must divide the width D,
             or D rounded up to a multiple of 16. None: a quarter of the latter (1 bit a number).
         refine_factor: ivfpq rescores this many candidates for each result wanted, 1 to 100.
@@ -73,19 +72,19 @@ def choose_kind(config: IndexConfig, n: int) -> Kind:
     """The kind of index for a catalogue of n ads: "auto" decided."""
     if config.kind != "auto":
         return config.kind
-    return "exact" if n < _EXACT_BELOW else "ivf" if n < _IVF_BELOW else "ivfpq"
+    return "exact" if n < _EXACT_BELOW else "ivfpq"
 
 
 def count_lists(config: IndexConfig, n: int, train_rows: int) -> int:
     """Lists of ivf, ivfsq and ivfpq for n ads, of which `train_rows` are trained on."""
     if config.nlist is not None:
         return min(config.nlist, train_rows)
-    return max(1, min(round(math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
+    return max(1, min(round(2 * math.sqrt(n)), train_rows // _ROWS_PER_LIST, 65_536))
 
 
 def count_probes(config: IndexConfig, nlist: int) -> int:
     """Lists that an unfiltered query visits."""
-    return min(nlist, config.nprobe or max(8, nlist // 16))
+    return min(nlist, config.nprobe or max(8, nlist // 12))
 
 
 def factory_arguments(config: IndexConfig, kind: Kind, dim: int, nlist: int) -> tuple[int, str]:

@@ -109,13 +109,13 @@ def families(
         bytes_ for bytes_ in (4, 1) if memory_mb is None or bytes_ * ads * dim <= memory_mb * _MB
     ]
     alone: dict[str, object] = {"nlist": None, "nprobe": None, "pq_segments": None}
-    few = count_lists(base.model_copy(update=alone), ads, min(ads, base.train_rows))
+    lists = count_lists(base.model_copy(update=alone), ads, min(ads, base.train_rows))
     if 4 in fits:
         yield base.model_copy(update=alone | {"kind": "exact"})
         if ads <= _MOST_GRAPH:
             yield base.model_copy(update=alone | {"kind": "hnsw"})
     padded = -(-dim // 16) * 16
-    for nlist in (few, 2 * few):
+    for nlist in (max(1, lists // 2), lists):
         listed = alone | {"nlist": nlist}
         if 4 in fits:
             yield base.model_copy(update=listed | {"kind": "ivf"})
