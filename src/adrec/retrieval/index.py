@@ -319,7 +319,7 @@ class AdIndex:
         if self.kind != "ivfpq":
             return faiss_search(self._core, queries, k, params)
         # The farther from a query, the more alike are the scores: codes tell the best less well.
-        factor = self.config.refine_factor * min(_MOST_REFINED, math.sqrt(effort / self._nprobe))
+        factor = self.config.refine_factor * min(_MOST_REFINED, effort / self._nprobe)
         params = faiss.SearchParametersPreTransform(index_params=params)
         guessed = min(len(self), math.ceil(k * factor))
         at = faiss_search(self._core.base_index, queries, guessed, params)[1]
