@@ -19,9 +19,12 @@ from pathlib import Path
 from page import write_page
 
 SCRIPTS = {  # and whether it takes --work
-    "ranking": True,
     "end_to_end": True,
+    "ranking": True,
+    "retrieval": True,
     "filters": False,
+    "growth": True,
+    "preparation": True,
     "training": True,
 }
 _HERE = Path(__file__).parent

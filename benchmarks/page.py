@@ -18,7 +18,10 @@ from matplotlib.axes import Axes
 _TITLES = {
     "end_to_end": "A whole request",
     "ranking": "Ranking",
+    "retrieval": "Retrieval",
     "filters": "Filters inside the search",
+    "growth": "Growth of the catalogue",
+    "preparation": "Preparation",
     "training": "Training",
 }
 _MOST_COLUMNS = 8
@@ -154,7 +157,48 @@ def _draw_filters(axes: Axes, rows: Sequence[Row]) -> bool:
     return bool(lines)
 
 
+def _draw_retrieval(axes: Axes, rows: Sequence[Row]) -> bool:
+    """Milliseconds by recall, a line a kind and set of vectors; single points are rivals'."""
+    points: dict[str, dict[str, float]] = {}
+    for row in rows:
+        points.setdefault(str(row["case"]), {})[str(row["metric"])] = float(row["value"])
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for case, of in points.items():
+        line, _, target = case.rpartition(", ")
+        if "p50" in of:
+            name = line if target.replace(".", "").isdigit() else case
+            lines.setdefault(name, []).append((of["recall"], of["p50"]))
+    for number, (name, line_points) in enumerate(lines.items()):
+        colour = f"C{number % 10}"
+        style = "-" if len(line_points) > 1 else "none"
+        marker = "o" if number < 10 else "s" if number < 20 else "^"
+        axes.plot(
+            *zip(*line_points, strict=True),
+            linestyle=style, marker=marker, markersize=4, color=colour, label=name,
+        )  # fmt: skip
+    axes.set(yscale="log", xlabel="recall", ylabel="ms, median, one thread")
+    axes.legend(fontsize=6, ncols=2)
+    return bool(lines)
+
+
+def _draw_growth(axes: Axes, rows: Sequence[Row]) -> bool:
+    """Milliseconds by number of ads, a line a kind."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["metric"] == "p50":
+            size, _, kind = str(row["case"]).partition(" ads, ")
+            lines.setdefault(kind, []).append((int(size.replace(",", "")), float(row["value"])))
+    for kind, points in lines.items():
+        dashed = "--" if kind.startswith("exact") else "-"
+        axes.plot(*zip(*points, strict=True), dashed, marker="o", markersize=3, label=kind)
+    axes.set(xscale="log", yscale="log", xlabel="ads", ylabel="ms, median, one thread")
+    axes.legend()
+    return bool(lines)
+
+
 _DRAWN = {
+    "retrieval": _draw_retrieval,
+    "growth": _draw_growth,
     "ranking": _draw_ranking,
     "end_to_end": _draw_stages,
     "filters": _draw_filters,

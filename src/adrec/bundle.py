@@ -84,8 +84,9 @@ class ServingConfig(Strict):
     version is made. all: every one, without a preranker."""
     rescored: int = Field(default=20, ge=1, le=100_000)
     """Best candidates that are scored once more in float32 if the first pass was coarser."""
-    threads: int | None = Field(default=None, ge=1, le=1024)
-    """Threads that work on one request; None: those of torch (OMP_NUM_THREADS, or all cores)."""
+    threads: int = Field(default=1, ge=1, le=1024)
+    """OpenVINO's threads that work on one request: more are hardly faster, and other requests want
+    them, too."""
     live: LiveConfig = LiveConfig()
     """When the index of ads that were changed while serving is built anew."""
 

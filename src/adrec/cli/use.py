@@ -44,8 +44,11 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a request.")] = False,
 ) -> None:
     """Print the top ads for a user, a JSON request, or a file of them."""
+    import torch
+
     from adrec.recommender import Recommender, Request
 
+    torch.set_num_threads(1)  # threads that wait for each other cost a request more than they save
     if sum(one is not None for one in (user, request, users)) != 1:
         raise ConfigError("give one of --user, --request and --users")
     if context and user is None:
@@ -73,7 +76,7 @@ def bench(
         int, typer.Option(min=1, help="Requests answered together in the batch row.")
     ] = 16,
     k: Annotated[int, typer.Option("-k", help="Ads a request.")] = 10,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the models.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a request.")] = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Time a bundle in this process, end to end and by stage."""
@@ -82,8 +85,7 @@ def bench(
     from adrec.evaluation.latency import batch_rate, stage_latency
     from adrec.recommender import Recommender, Request
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     recommender = Recommender.load(folder)
     ids = recommender.state.users.ids[:: max(1, len(recommender.state.users.ids) // requests)]
     asked = [Request(user=user) for user in ids[:requests]] or [Request()] * requests

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
 from adrec.errors import ConfigError
 from adrec.features.batches import candidates_of
@@ -89,7 +88,7 @@ class Wanted(Protocol):
         """Of the first pass."""
 
     @property
-    def threads(self) -> int | None:
+    def threads(self) -> int:
         """For one request."""
 
 
@@ -165,7 +164,7 @@ def make_backends(
     graphs: Path,
     choices: Sequence[tuple[Engine, Precision]],
     *,
-    threads: int | None = None,
+    threads: int = 1,
 ) -> list[Backend]:
     """Backends ready to run, in the order of PRECISIONS; see `serving_backends`."""
     made: list[Backend] = []
@@ -176,7 +175,6 @@ def make_backends(
     if compiled:
         from adrec.inference.openvino_backend import OpenVinoBackend
 
-        threads = threads or torch.get_num_threads()
         made += OpenVinoBackend.several(ranker, graphs, compiled, threads=threads)
     return made
 
@@ -194,7 +192,7 @@ def user_encoder(two_tower: TwoTower, graphs: Path, wanted: Wanted) -> UserTower
         return partial(embed_users, two_tower)
     from adrec.inference.openvino_backend import UserEncoder
 
-    return UserEncoder(two_tower, graphs, wanted.threads or torch.get_num_threads())
+    return UserEncoder(two_tower, graphs, wanted.threads)
 
 
 def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, graphs: Path) -> None:
