@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
     a = parser.parse_args()
     if a.quick:
-        a.ads, a.graph_ads, a.k, a.queries = 3_000, 2_000, 50, 40
+        a.ads, a.graph_ads, a.k, a.queries, a.threads = 3_000, 2_000, 50, 40, 1
     print(machine_line())
     rows: list[Row] = []
     rows += measure_all(
@@ -174,7 +174,13 @@ def factory_row(data: Data, factory: str, effort: int, name: str, threads: int) 
     dim = data.vectors.shape[1]
     index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     if not index.is_trained:
-        faiss.downcast_index(index).cp.min_points_per_centroid = 1
+        ivf = faiss.downcast_index(index)
+        clusterings = [ivf.cp]
+        if hasattr(ivf, "pq"):
+            clusterings.append(ivf.pq.cp)
+            ivf.do_polysemous_training = False  # minutes, for searches that are not asked for
+        for clustering in clusterings:
+            clustering.min_points_per_centroid = 1  # FAISS would print a warning for small ones
         index.train(data.vectors[:: max(1, len(data.vectors) // 131_072)])
         index.nprobe = effort
     else:
