@@ -178,6 +178,7 @@ def factory_row(data: Data, factory: str, effort: int, name: str, threads: int) 
         clusterings = [ivf.cp]
         if hasattr(ivf, "pq"):
             clusterings.append(ivf.pq.cp)
+        if isinstance(ivf, faiss.IndexIVFPQ):
             ivf.do_polysemous_training = False  # minutes, for searches that are not asked for
         for clustering in clusterings:
             clustering.min_points_per_centroid = 1  # FAISS would print a warning for small ones
