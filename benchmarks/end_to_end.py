@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import faiss
-import torch
 from machine import Row, machine_line, write_rows
 from worlds import version_with
 
@@ -28,6 +26,7 @@ from adrec.bundle import Bundle
 from adrec.evaluation.latency import stage_latency
 from adrec.inference.backends import TorchBackend
 from adrec.inference.runtime import Runtime
+from adrec.inference.threads import use_threads
 from adrec.recommender import Recommender, Request
 from adrec.retrieval.index import AdIndex
 from adrec.retrieval.index_config import IndexConfig
@@ -47,8 +46,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3,000 ads, small models")
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
+    use_threads(1)
     count = 64 if arguments.quick else arguments.requests
     with tempfile.TemporaryDirectory() as temporary:
         work = arguments.work or Path(temporary)
@@ -95,7 +93,7 @@ def measure(name: str, recommender: Recommender, asked: Sequence[Request], cores
 def batches(recommender: Recommender, asked: Sequence[Request], cores: int) -> float:
     """Requests a second with a thread a core, each answering batches."""
     parts = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores, initializer=use_threads, initargs=(1,)) as pool:
 
         def answer_all() -> None:
             for slates in pool.map(lambda part: recommender.recommend_batch(part, _TOP), parts):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from adrec.version import __version__
 
-__all__ = ["Recommender", "Request", "__version__"]
+__all__ = ["Recommender", "Request", "__version__", "use_threads"]
 
 if TYPE_CHECKING:
+    from adrec.inference.threads import use_threads
     from adrec.recommender import Recommender, Request
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from adrec import recommender
 
         return getattr(recommender, name)
+    if name == "use_threads":
+        from adrec.inference import threads
+
+        return threads.use_threads
     raise AttributeError(f"module 'adrec' has no attribute '{name}'")

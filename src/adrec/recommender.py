@@ -127,8 +127,8 @@ class Recommender:
     `ads` are those of the version until they are changed through it (`ads.put`, `pause`, `resume`,
     `remove`), which may happen while requests are answered.
 
-    A request is answered fastest on one thread: call `torch.set_num_threads(1)` where nothing is
-    trained, and use the other cores for other requests.
+    A request is answered fastest on one thread (`adrec.use_threads(1)`); let other cores answer
+    other requests.
     """
 
     def __init__(

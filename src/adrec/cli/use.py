@@ -44,11 +44,9 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a request.")] = False,
 ) -> None:
     """Print the top ads for a user, a JSON request, or a file of them."""
-    import torch
-
+    from adrec.inference.threads import use_threads
     from adrec.recommender import Recommender, Request
 
-    torch.set_num_threads(1)  # threads that wait for each other cost a request more than they save
     if sum(one is not None for one in (user, request, users)) != 1:
         raise ConfigError("give one of --user, --request and --users")
     if context and user is None:
@@ -60,6 +58,7 @@ def recommend(
     else:
         assert users is not None
         asked = [parse_request(line) for line in users.read_text().splitlines() if line.strip()]
+    use_threads(1)
     recommender = Recommender.load(folder)
     for start in range(0, len(asked), 16):
         for slate in recommender.recommend_batch(asked[start : start + 16], k):
@@ -80,12 +79,11 @@ def bench(
     json_file: JsonFile = None,
 ) -> None:
     """Time a bundle in this process, end to end and by stage."""
-    import torch
-
     from adrec.evaluation.latency import batch_rate, stage_latency
+    from adrec.inference.threads import use_threads
     from adrec.recommender import Recommender, Request
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     recommender = Recommender.load(folder)
     ids = recommender.state.users.ids[:: max(1, len(recommender.state.users.ids) // requests)]
     asked = [Request(user=user) for user in ids[:requests]] or [Request()] * requests
@@ -95,7 +93,7 @@ def bench(
         f"{recommender.serving.candidates} of {len(recommender.index):,} ads",
         found["stages"],
         {"one at a time": found["requests_per_s"], f"batches of {batch}": together},
-        threads=torch.get_num_threads(),
+        threads=threads,
         index_mb=recommender.index.memory_bytes / 1e6,
     )
     write_json(json_file, rows)

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 from scipy.linalg import lapack
 from scipy.sparse import csr_matrix, issparse, vstack
+from threadpoolctl import threadpool_limits
 
 from adrec.errors import ConfigError, DataError
 from adrec.evaluation.retrieval_queries import (
@@ -189,7 +190,7 @@ class Ials(Collaborative):
             ConfigError: `implicit` is not installed.
         """
         self._config = config or IalsConfig()
-        self._als, self._threadpools = _load("implicit.cpu.als"), _load("threadpoolctl")
+        self._als = _load("implicit.cpu.als")
 
     @property
     def ad_factors(self) -> Floats:
@@ -221,9 +222,9 @@ class Ials(Collaborative):
         found: Floats = scores_QA.astype(np.float32)
         return found
 
-    def _one_blas_thread(self) -> Any:
+    def _one_blas_thread(self) -> threadpool_limits:
         """The library runs threads of its own, and warns where BLAS has several in each of them."""
-        return self._threadpools.threadpool_limits(1, user_api="blas")
+        return threadpool_limits(1, user_api="blas")
 
 
 def _load(module: str) -> Any:

@@ -72,7 +72,7 @@ class AdIndex:
     """A searchable catalogue of ad vectors. Safe to search from many threads at once.
 
     Build it with `AdIndex.build` or `AdIndex.load`. FAISS spreads one call's queries over OpenMP
-    threads; a server that handles a request a thread should set OMP_NUM_THREADS=1. torch and FAISS
+    threads; where a request has a thread, call `adrec.use_threads(1)` in each. torch and FAISS
     each bring an OpenMP runtime whose idle threads spin: on busy cores, OMP_WAIT_POLICY=PASSIVE in
     the environment makes a build of several threads many times faster.
     """

@@ -1,0 +1,22 @@
+"""How many threads work on one request.
+
+torch, FAISS and the linear algebra under numpy each keep threads of their own. What a request needs
+of them is small, and threads that wait for each other take longer than one: a request is answered
+fastest on a single thread, and other cores answer other requests.
+"""
+
+import faiss
+import torch
+from threadpoolctl import threadpool_limits
+
+
+def use_threads(count: int) -> None:
+    """Have torch, FAISS and numpy work on so many threads.
+
+    Call it in the main thread. The count of FAISS, and that of torch once it has been at work,
+    belong to the thread that calls: a pool of threads calls this in each of them, too
+    (`ThreadPoolExecutor(4, initializer=use_threads, initargs=(1,))`).
+    """
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+    threadpool_limits(count, user_api="blas")

@@ -1,0 +1,40 @@
+"""How many threads work on a request."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from adrec import use_threads
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.fixture
+def threads_as_before():
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    with threadpool_limits(user_api="blas"):
+        yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+@pytest.mark.usefixtures("threads_as_before")
+def test_threads_of_numpy_torch_and_faiss():
+    for count in (2, 1):
+        use_threads(count)
+        found = torch.get_num_threads(), faiss.omp_get_max_threads(), blas_threads()
+        assert found == (count, count, {count})
+
+
+@pytest.mark.usefixtures("threads_as_before")
+def test_each_thread_of_a_pool_works_alone():
+    use_threads(2)
+    with ThreadPoolExecutor(1, initializer=use_threads, initargs=(1,)) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 1
+        assert pool.submit(faiss.omp_get_max_threads).result() == 1
+    assert faiss.omp_get_max_threads() == 2  # of this thread
