@@ -5,6 +5,7 @@ AdRecError
 ├── DataError         a table does not match its schema; carries every problem found
 ├── CheckpointError   a training run cannot be resumed from what is on disk
 ├── BundleError       a model version is missing, damaged, or does not belong together
+├── EventLogError     the log of events cannot be opened, read or written
 └── RequestError      a recommendation request cannot be answered as it was asked
 """
 
@@ -63,6 +64,10 @@ class CheckpointError(AdRecError):
 
 class BundleError(AdRecError):
     """A model version is missing, damaged, or does not belong together."""
+
+
+class EventLogError(AdRecError):
+    """The log of events cannot be opened, read or written."""
 
 
 class RequestError(AdRecError):

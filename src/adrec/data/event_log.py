@@ -1,0 +1,364 @@
+"""The durable log of a server: which ads it answered with, and what came of them.
+
+A *slate* is an answer: who asked, with what, when, and which ads were returned with which
+propensity. An *event* is what a client reports of one of its ads: that it was shown
+(`impression`), or the outcome of a task (`click`, ...). Slates and events stand in a database:
+SQLite in a file (write-ahead log, synced at every commit), or PostgreSQL. What `append` has
+returned for is on disk; an event that is sent again is told by its id and counts once.
+
+`EventLog` is one database. `GroupCommit` puts what many threads append at the same time into one
+transaction, so that a sync to disk serves all of them.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from adrec.errors import EventLogError
+
+IMPRESSION = "impression"
+"""The kind of event that says that an ad was shown; the other kinds are names of tasks."""
+MS_PER_DAY = 86_400_000
+_BUSY_S = 30.0
+_CHUNK = 10_000  # rows read at a time
+_MOST_PARAMETERS = 500  # in one statement
+
+_metadata = sa.MetaData()
+_slates = sa.Table(
+    "slates",
+    _metadata,
+    sa.Column("request_id", sa.Text, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("user_id", sa.Text, index=True),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("ads", sa.Text, nullable=False),
+)
+_events = sa.Table(
+    "events",
+    _metadata,
+    sa.Column(
+        "seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True
+    ),  # SQLite numbers only an INTEGER by itself
+    sa.Column("event_id", sa.Text, nullable=False, unique=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False, index=True),
+    sa.Column("ad_id", sa.Text, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("value", sa.Float, nullable=False),
+    sqlite_autoincrement=True,  # a number is never given twice, even after deletions
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One ad of a slate."""
+
+    ad_id: str
+    propensity: float = 1.0
+    """Probability with which it stood in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedSlate:
+    """An answer."""
+
+    request_id: str
+    at_ms: int
+    user_id: str | None
+    version: str
+    ads: tuple[Shown, ...]
+    """From position 1 on."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What a client reports of one ad of a slate."""
+
+    event_id: str
+    """The client's; the same again is the same event."""
+    kind: str
+    """IMPRESSION or the name of a task."""
+    request_id: str
+    ad_id: str
+    at_ms: int
+    value: float = 1.0
+    """Of a value task; 1 elsewhere."""
+    seq: int = 0
+    """Place in the log, from 1; 0 before it is there."""
+
+
+class EventLog:
+    """One database of slates and events. Safe to use from many threads."""
+
+    def __init__(self, url: str) -> None:
+        """Open a database and make the tables that are missing.
+
+        Args:
+            url: SQLAlchemy's, e.g. `sqlite:///events.db` or `postgresql+psycopg://user@host/name`.
+
+        Raises:
+            EventLogError: it cannot be opened.
+        """
+        try:
+            self._url = sa.make_url(url)
+            self._engine = sa.create_engine(self._url, pool_pre_ping=True)
+            if self._url.drivername.startswith("sqlite"):
+                sa.event.listen(self._engine, "connect", _make_durable)
+            with self._translated():
+                _metadata.create_all(self._engine)
+        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
+            raise EventLogError(f"event log '{url}' cannot be opened: {error}") from error
+        dialect = {"sqlite": sqlite, "postgresql": postgresql}.get(self._engine.dialect.name)
+        if dialect is None:
+            raise EventLogError(
+                f"event log '{url}': give a sqlite or postgresql database, not "
+                f"{self._engine.dialect.name}"
+            )
+        self._insert = dialect.insert
+
+    @classmethod
+    def in_file(cls, path: Path) -> "EventLog":
+        """The log in an SQLite file, which is made with its folder if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{path}")
+
+    def append(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> list[Event]:
+        """Add slates, then events, all or none; what was added is on disk when this returns.
+
+        Returns:
+            The events that were not there before, with their place in the log, in its order.
+
+        Raises:
+            EventLogError: nothing was added.
+        """
+        first = {event.event_id: event for event in reversed(events)}
+        added: list[Event] = []
+        with self._translated(), self._engine.begin() as connection:
+            if slates:
+                rows = [_slate_row(slate) for slate in slates]
+                connection.execute(self._insert(_slates).on_conflict_do_nothing(), rows)
+            if events:
+                rows = [_event_row(first[key]) for key in dict.fromkeys(e.event_id for e in events)]
+                statement = self._insert(_events).on_conflict_do_nothing()
+                found = connection.execute(
+                    statement.returning(_events.c.seq, _events.c.event_id), rows
+                )
+                added = [_placed(first[event_id], seq) for seq, event_id in sorted(found)]
+        return added
+
+    def slates(self, request_ids: Collection[str]) -> dict[str, LoggedSlate]:
+        """Slates by request; those that are not there are left out."""
+        wanted, found = list(request_ids), {}
+        with self._translated(), self._engine.connect() as connection:
+            for start in range(0, len(wanted), _MOST_PARAMETERS):
+                some = wanted[start : start + _MOST_PARAMETERS]
+                statement = sa.select(_slates).where(_slates.c.request_id.in_(some))
+                for row in connection.execute(statement):
+                    found[row.request_id] = _slate_of(row)
+        return found
+
+    def events(self, *, after: int = 0, from_ms: int = 0) -> Iterator[tuple[Event, LoggedSlate]]:
+        """Events in the log's order, each with its slate.
+
+        Args:
+            after: place in the log; only later ones.
+            from_ms: time; only events of slates not before it.
+        """
+        joined = _events.join(_slates, _events.c.request_id == _slates.c.request_id)
+        names = [column.label(f"event_{column.name}") for column in _events.c]
+        with self._translated(), self._engine.connect() as connection:
+            while True:
+                statement = (
+                    sa.select(*names, _slates)
+                    .select_from(joined)
+                    .where(_events.c.seq > after, _slates.c.at_ms >= from_ms)
+                    .order_by(_events.c.seq)
+                    .limit(_CHUNK)
+                )
+                rows = connection.execute(statement).all()
+                for row in rows:
+                    yield _event_of(row), _slate_of(row)
+                if len(rows) < _CHUNK:
+                    return
+                after = rows[-1].event_seq
+
+    def __len__(self) -> int:
+        """Number of events."""
+        with self._translated(), self._engine.connect() as connection:
+            count = connection.execute(sa.select(sa.func.count()).select_from(_events)).scalar()
+            return int(count or 0)
+
+    def prune(self, before_ms: int) -> int:
+        """Delete slates older than an instant, with their events; returns how many slates."""
+        return self._delete(_slates.c.at_ms < before_ms)
+
+    def erase_user(self, user_id: str) -> int:
+        """Delete all slates of a user, with their events; returns how many slates."""
+        return self._delete(_slates.c.user_id == user_id)
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    def _delete(self, which: sa.ColumnElement[bool]) -> int:
+        theirs = sa.select(_slates.c.request_id).where(which)
+        with self._translated(), self._engine.begin() as connection:
+            connection.execute(sa.delete(_events).where(_events.c.request_id.in_(theirs)))
+            return int(connection.execute(sa.delete(_slates).where(which)).rowcount)
+
+    def _translated(self) -> "_Translated":
+        return _Translated(self._url.render_as_string(hide_password=True))
+
+
+class _Translated:
+    """Errors of the database as `EventLogError`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
+            cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            raise EventLogError(f"event log {self._url}: {cause}") from error
+
+
+class GroupCommit:
+    """Appends of many threads in common transactions, made by a thread of its own.
+
+    Appends are taken in order: what one thread hands in after another's `append` was called comes
+    later in the log, or in the same transaction.
+    """
+
+    def __init__(self, log: EventLog, *, most_waiting: int = 10_000) -> None:
+        """Begin; `most_waiting` appends may wait, more are refused."""
+        self.log = log
+        self._waiting: queue.Queue[_Append | None] = queue.Queue(most_waiting)
+        self._thread = threading.Thread(target=self._write, name="event-log", daemon=True)
+        self._thread.start()
+
+    def append(
+        self, slates: Sequence[LoggedSlate], events: Sequence[Event]
+    ) -> "Future[list[Event]]":
+        """As `EventLog.append`; the future is done when all is on disk, or was refused."""
+        entry = _Append(tuple(slates), tuple(events), Future())
+        try:
+            self._waiting.put_nowait(entry)
+        except queue.Full:
+            entry.done.set_exception(
+                EventLogError("the event log cannot keep up; send the events again later")
+            )
+        return entry.done
+
+    @property
+    def waiting(self) -> int:
+        """Appends that are not on disk yet, about."""
+        return self._waiting.qsize()
+
+    def close(self) -> None:
+        """Write what waits and end."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _write(self) -> None:
+        while True:
+            entries = [self._waiting.get()]
+            while True:
+                try:
+                    entries.append(self._waiting.get_nowait())
+                except queue.Empty:
+                    break
+            self._commit([entry for entry in entries if entry is not None])
+            if None in entries:
+                return
+
+    def _commit(self, entries: "Sequence[_Append]") -> None:
+        if not entries:
+            return
+        slates = [slate for entry in entries for slate in entry.slates]
+        events = [event for entry in entries for event in entry.events]
+        try:
+            added = {event.event_id: event for event in self.log.append(slates, events)}
+        except Exception as error:  # whatever it was, those who wait have to hear of it
+            for entry in entries:
+                entry.done.set_exception(error)
+            return
+        for entry in entries:
+            mine = [added.pop(event.event_id, None) for event in entry.events]
+            entry.done.set_result([event for event in mine if event is not None])
+
+
+@dataclass(frozen=True)
+class _Append:
+    slates: tuple[LoggedSlate, ...]
+    events: tuple[Event, ...]
+    done: "Future[list[Event]]"
+
+
+def _make_durable(connection: Any, record: object) -> None:
+    """Settings of an SQLite connection."""
+    del record
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA busy_timeout={round(_BUSY_S * 1000)}")
+    cursor.close()
+
+
+def _slate_row(slate: LoggedSlate) -> dict[str, Any]:
+    request = {"context": slate.context, "profile": slate.profile}
+    return {
+        "request_id": slate.request_id,
+        "at_ms": slate.at_ms,
+        "user_id": slate.user_id,
+        "version": slate.version,
+        "request": json.dumps(request),
+        "ads": json.dumps([[ad.ad_id, ad.propensity] for ad in slate.ads]),
+    }
+
+
+def _slate_of(row: Any) -> LoggedSlate:
+    request = json.loads(row.request)
+    return LoggedSlate(
+        request_id=row.request_id,
+        at_ms=row.at_ms,
+        user_id=row.user_id,
+        version=row.version,
+        ads=tuple(Shown(ad_id=ad, propensity=share) for ad, share in json.loads(row.ads)),
+        context=request["context"],
+        profile=request["profile"],
+    )
+
+
+def _event_row(event: Event) -> dict[str, Any]:
+    names = ("event_id", "kind", "request_id", "ad_id", "at_ms", "value")
+    return {name: getattr(event, name) for name in names}
+
+
+def _event_of(row: Any) -> Event:
+    return Event(
+        event_id=row.event_event_id,
+        kind=row.event_kind,
+        request_id=row.event_request_id,
+        ad_id=row.event_ad_id,
+        at_ms=row.event_at_ms,
+        value=row.event_value,
+        seq=row.event_seq,
+    )
+
+
+def _placed(event: Event, seq: int) -> Event:
+    return Event(**_event_row(event), seq=seq)

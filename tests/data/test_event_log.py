@@ -1,0 +1,160 @@
+"""The durable log of slates and events."""
+
+import threading
+from concurrent.futures import wait
+
+import pytest
+
+from adrec.data.event_log import IMPRESSION, Event, EventLog, GroupCommit, LoggedSlate, Shown
+from adrec.errors import EventLogError
+
+DAY_MS = 86_400_000
+
+
+def slate(number, *, at_ms=1_000, user="u1", **values):
+    ads = (Shown(ad_id="a", propensity=0.5), Shown(ad_id="b"))
+    return LoggedSlate(
+        request_id=f"r{number}", at_ms=at_ms, user_id=user, version="v1", ads=ads, **values
+    )
+
+
+def event(number, *, request=1, kind=IMPRESSION, at_ms=1_500, **values):
+    return Event(
+        event_id=f"e{number}", kind=kind, request_id=f"r{request}", ad_id="a", at_ms=at_ms, **values
+    )
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = EventLog.in_file(tmp_path / "log" / "events.db")
+    yield log
+    log.close()
+
+
+def numbers(pairs):
+    return [one.event_id for one, _ in pairs]
+
+
+class TestAppend:
+    def test_what_is_read_is_what_was_written(self, log):
+        said = slate(1, context={"device": "mobile", "at": [1, None]}, profile={"age": 30})
+        log.append([said], [event(1), event(2, kind="click", value=2.5)])
+        assert log.slates(["r1", "unknown"]) == {"r1": said}
+        found = list(log.events())
+        assert [(one.seq, one.event_id, one.kind, one.value) for one, _ in found] == [
+            (1, "e1", IMPRESSION, 1.0),
+            (2, "e2", "click", 2.5),
+        ]
+        assert all(of == said for _, of in found)
+
+    def test_an_event_counts_once(self, log):
+        assert [one.seq for one in log.append([slate(1)], [event(1), event(1)])] == [1]
+        assert log.append([slate(1)], [event(1), event(2)])[0].event_id == "e2"
+        assert numbers(log.events()) == ["e1", "e2"]
+        assert len(log) == 2
+
+    def test_the_first_of_equal_ids_stays(self, log):
+        log.append([slate(1)], [event(1, value=1.0), event(1, value=9.0)])
+        assert [one.value for one, _ in log.events()] == [1.0]
+
+    def test_all_is_there_after_a_restart(self, log, tmp_path):
+        log.append([slate(1)], [event(1)])
+        log.close()
+        again = EventLog.in_file(tmp_path / "log" / "events.db")
+        assert numbers(again.events()) == ["e1"]
+        assert again.append([], [event(2)])[0].seq == 2
+
+    def test_order_is_that_of_the_appends(self, log):
+        log.append([slate(1), slate(2)], [event(9, request=2), event(3), event(5, request=2)])
+        log.append([], [event(1)])
+        assert numbers(log.events()) == ["e9", "e3", "e5", "e1"]
+        assert numbers(log.events(after=2)) == ["e5", "e1"]
+
+    def test_many_at_once(self, log):
+        log.append([slate(i) for i in range(1_200)], [event(i, request=i) for i in range(1_200)])
+        assert len(log.slates([f"r{i}" for i in range(1_200)])) == 1_200
+        assert numbers(log.events()) == [f"e{i}" for i in range(1_200)]
+
+
+class TestLess:
+    def test_from_an_instant_on(self, log):
+        log.append([slate(1, at_ms=5), slate(2, at_ms=6)], [event(1), event(2, request=2)])
+        assert numbers(log.events(from_ms=6)) == ["e2"]
+
+    def test_pruned(self, log):
+        log.append(
+            [slate(1, at_ms=DAY_MS - 1), slate(2, at_ms=DAY_MS)], [event(1), event(2, request=2)]
+        )
+        assert log.prune(DAY_MS) == 1
+        assert numbers(log.events()) == ["e2"]
+        assert list(log.slates(["r1", "r2"])) == ["r2"]
+
+    def test_a_user_is_erased(self, log):
+        log.append([slate(1), slate(2, user="u2")], [event(1), event(2, request=2)])
+        assert log.erase_user("u1") == 1
+        assert numbers(log.events()) == ["e2"]
+
+    def test_numbers_are_not_given_twice(self, log):
+        log.append([slate(1), slate(2)], [event(1), event(2, request=2)])
+        log.prune(DAY_MS)
+        assert log.append([slate(3)], [event(3, request=3)])[0].seq == 3
+
+
+class TestGroupCommit:
+    def test_appends_of_many_threads(self, log):
+        group, futures = GroupCommit(log), []
+
+        def report(thread):
+            for i in range(50):
+                number = thread * 1_000 + i
+                some = [event(number, request=number), event(0)]
+                futures.append(group.append([slate(number)], some))
+
+        threads = [threading.Thread(target=report, args=(n,)) for n in range(1, 5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        wait(futures)
+        group.close()
+        added = [one.event_id for future in futures for one in future.result()]
+        assert sorted(added) == sorted(set(added))
+        assert len(log) == len(added) == 201  # 4 x 50, and the one that all report
+
+    def test_a_thread_s_appends_keep_their_order(self, log):
+        group = GroupCommit(log)
+        group.append([slate(1)], [])
+        for i in range(30):
+            group.append([], [event(i)])
+        group.close()
+        assert numbers(log.events()) == [f"e{i}" for i in range(30)]
+
+    def test_those_who_wait_hear_of_a_failure(self, log, tmp_path):
+        log.append([slate(1)], [])
+        for file in (tmp_path / "log").iterdir():
+            file.write_bytes(b"no database")
+        log.close()
+        group = GroupCommit(log)
+        with pytest.raises(EventLogError, match=r"event log sqlite.*events\.db"):
+            group.append([], [event(1)]).result(timeout=10)
+        group.close()
+
+    def test_more_than_may_wait_are_refused(self, log):
+        group = GroupCommit(log, most_waiting=1)
+        group.close()  # nobody takes them
+        assert not group.append([slate(1)], []).done()
+        with pytest.raises(EventLogError, match="cannot keep up"):
+            group.append([slate(1)], []).result()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "cannot be opened"),
+        ("sqlite:////no/such/folder/events.db", "unable to open"),
+        ("oracle://host/name", "event log 'oracle"),
+    ],
+)
+def test_what_cannot_be_opened(url, message):
+    with pytest.raises(EventLogError, match=message):
+        EventLog(url)
