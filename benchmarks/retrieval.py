@@ -27,7 +27,7 @@ from machine import Row, machine_line, write_rows
 from sharing import sharing_rows
 
 from adrec.retrieval.index import AdIndex
-from adrec.retrieval.index_config import IndexConfig, count_lists
+from adrec.retrieval.index_config import IndexConfig, Kind, count_lists
 from adrec.retrieval.inputs import Floats, Ints
 from adrec.retrieval.tuning import Point, measure, measure_family
 
@@ -93,7 +93,8 @@ def measure_all(data: Data, graph_ads: int, threads: int) -> list[Row]:
     ads = len(data.vectors)
     print(f"\n{data.name}: {ads:,} ads of width {data.vectors.shape[1]}, recall@{data.k}")
     rows = exact_rows(data)
-    for kind in ("ivf", "ivfsq", "ivfpq"):
+    million: tuple[Kind, ...] = ("ivf", "ivfsq", "ivfpq")
+    for kind in million:
         rows += frontier_rows(data, kind, threads)
     nlist = count_lists(IndexConfig(), ads, min(ads, IndexConfig().train_rows))
     rows += said_rows(data, threads)
@@ -104,35 +105,36 @@ def measure_all(data: Data, graph_ads: int, threads: int) -> list[Row]:
     few = Data.of(
         f"{data.name} of {graph_ads:,}", data.vectors[:graph_ads], data.queries, data.k, threads
     )
-    for kind in ("ivfpq", "hnsw"):
+    small: tuple[Kind, ...] = ("ivfpq", "hnsw")
+    for kind in small:
         rows += frontier_rows(few, kind, threads)
     rows += factory_row(few, "HNSW32", 256, "said: HNSW .99", threads)
     return rows + usearch_rows(few, threads)
 
 
-def frontier_rows(data: Data, kind: str, threads: int) -> list[Row]:
-    """The fastest settings of a kind that reach each target."""
+def frontier_rows(data: Data, kind: Kind, threads: int) -> list[Row]:
+    """The fastest settings of a kind that reach each target; codes of each length by themselves."""
     ads, dim = data.vectors.shape
     nlist = count_lists(IndexConfig(), ads, min(ads, IndexConfig().train_rows))
-    families: list[dict[str, object]] = [{}] if kind == "hnsw" else [{"nlist": nlist}]
+    families = {kind: IndexConfig(kind=kind, nlist=None if kind == "hnsw" else nlist)}
     if kind == "ivfpq":
-        families = [{"nlist": nlist, "pq_segments": dim // part} for part in (4, 2)]
-        families.append(families[0] | {"refine_store": "float32"})
-    found: list[Point] = []
-    for family in families:
-        config = IndexConfig.model_validate({"kind": kind} | family)
-        found += measure_family(
+        in_floats = families[kind].model_copy(update={"refine_store": "float32"})
+        families = {
+            f"{kind} of {bits} {unit}": families[kind].model_copy(update={"pq_segments": segments})
+            for bits, unit, segments in ((1, "bit", dim // 4), (2, "bits", dim // 2))
+        } | {f"{kind} of 1 bit, rescored in float32": in_floats}
+    rows: list[Row] = []
+    for name, config in families.items():
+        found = measure_family(
             data.vectors, data.queries, data.truth_QK, config, enough=TARGETS[-1], threads=threads
         )
-    rows: list[Row] = []
-    for target in TARGETS:
-        reached = [one for one in found if one.recall >= target]
-        if not reached:
-            print(f"{data.name}, {kind}: {target} not reached", flush=True)
-            continue
-        best = min(reached, key=lambda one: one.p50_ms)
-        case = f"{data.name}, {kind}, {target}"
-        rows += point_rows(case, best, best.name)
+        for target in TARGETS:
+            reached = [one for one in found if one.recall >= target]
+            if not reached:
+                print(f"{data.name}, {name}: {target} not reached", flush=True)
+                continue
+            best = min(reached, key=lambda one: one.p50_ms)
+            rows += point_rows(f"{data.name}, {name}, {target}", best, best.name)
     return rows
 
 

@@ -6,6 +6,7 @@ AdRecError
 ├── CheckpointError   a training run cannot be resumed from what is on disk
 ├── BundleError       a model version is missing, damaged, or does not belong together
 ├── EventLogError     the log of events cannot be opened, read or written
+├── OverloadError     a request is refused because it cannot be answered in time
 └── RequestError      a recommendation request cannot be answered as it was asked
 """
 
@@ -68,6 +69,10 @@ class BundleError(AdRecError):
 
 class EventLogError(AdRecError):
     """The log of events cannot be opened, read or written."""
+
+
+class OverloadError(AdRecError):
+    """A request is refused because it cannot be answered in time."""
 
 
 class RequestError(AdRecError):

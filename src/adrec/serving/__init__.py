@@ -1,0 +1,1 @@
+"""Serving: a recommender behind HTTP."""

@@ -1,0 +1,195 @@
+"""Micro-batching: requests that come while others are answered are answered together.
+
+A few threads answer. An idle one takes what waits at once, so a lone request waits for nothing;
+while all are busy requests gather, and the next free thread takes up to `most` of them. Under load
+it may wait up to `gather_ms` for a batch to fill.
+
+Each request has a deadline. From how long answers have been taking it is told on arrival whether
+the deadline can be met; if not, it is refused at once, as a queue that grows helps nobody. Of those
+that were let in, one whose deadline has passed by its turn is refused then.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import Field
+
+from adrec.errors import OverloadError
+from adrec.schema import Strict
+
+AskT = TypeVar("AskT")
+AnswerT = TypeVar("AnswerT")
+
+Answer = Callable[[Sequence[AskT]], Sequence[AnswerT | Exception]]
+"""Answers a batch: for each request its answer, or why there is none."""
+
+_MEMORY = 0.05  # weight of the newest batch in how long a request takes
+_MARGIN = 1.1  # how much longer it may take than it took on average
+
+
+class BatchingConfig(Strict):
+    """How requests are gathered."""
+
+    threads: int = Field(default=2, ge=1, le=1024)
+    """Threads that answer, each a batch at a time: one for each core."""
+    most: int = Field(default=4, ge=1, le=1024)
+    """Requests of a batch: larger ones take less time in all, and each request more."""
+    gather_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
+    """Longest that a thread waits for a batch to fill while others are busy."""
+    most_waiting: int = Field(default=1000, ge=1, le=1_000_000)
+    """Requests that may wait."""
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[AskT, AnswerT]):
+    ask: AskT
+    deadline: float
+    """On the batcher's clock."""
+    answer: "Future[AnswerT]"
+
+
+class Batcher(Generic[AskT, AnswerT]):
+    """Answers requests in batches on threads of its own. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        answer: Answer[AskT, AnswerT],
+        config: BatchingConfig,
+        *,
+        begin_thread: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin.
+
+        Args:
+            answer: called from any of the threads.
+            config: how requests are gathered.
+            begin_thread: called once in each thread.
+            clock: in seconds.
+        """
+        self._answer, self._config, self._clock = answer, config, clock
+        self._waiting: deque[_Waiting[AskT, AnswerT]] = deque()
+        self._changed = threading.Condition()
+        self._busy, self._closed = 0, False
+        self._request_s, self._batch_s = 0.0, 0.0  # averages; 0 before the first batch
+        self._threads = [
+            threading.Thread(target=self._work, args=(begin_thread,), name=f"answer-{i}")
+            for i in range(config.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, ask: AskT, timeout_s: float) -> "Future[AnswerT]":
+        """Have a request answered.
+
+        Args:
+            ask: the request.
+            timeout_s: from now to its deadline.
+
+        Returns:
+            The answer to come. It fails with `OverloadError` if the deadline passes first.
+
+        Raises:
+            OverloadError: the deadline cannot be met, or too many wait.
+        """
+        entry: _Waiting[AskT, AnswerT] = _Waiting(ask, self._clock() + timeout_s, Future())
+        with self._changed:
+            if self._closed:
+                raise OverloadError("the server is about to stop")
+            expected_s = self._expected_s()
+            if expected_s > timeout_s or len(self._waiting) >= self._config.most_waiting:
+                raise OverloadError(
+                    f"{len(self._waiting)} requests wait: an answer would take about "
+                    f"{expected_s * 1000:.0f} ms of the {timeout_s * 1000:.0f} allowed"
+                )
+            self._waiting.append(entry)
+            self._changed.notify()
+        return entry.answer
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def request_s(self) -> float:
+        """Seconds that a thread lately took for a request, in batches as they came."""
+        return self._request_s
+
+    def close(self) -> None:
+        """Take no more requests, answer those that wait, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _expected_s(self) -> float:
+        """About how long a request that comes now waits and is answered."""
+        if self._busy < self._config.threads and not self._waiting:
+            return 0.0  # it is never refused, so that how long one takes is learned anew
+        ahead = len(self._waiting) * self._request_s / self._config.threads
+        return _MARGIN * (ahead + 1.5 * self._batch_s)  # those in work are half done on average
+
+    def _work(self, begin_thread: Callable[[], None]) -> None:
+        begin_thread()
+        while True:
+            batch = self._take()
+            if not batch:
+                return
+            begun = self._clock()
+            in_time = [entry for entry in batch if self._may_go_on(entry, begun)]
+            if in_time:
+                self._answer_all(in_time)
+                self._learn(len(in_time), self._clock() - begun)
+            with self._changed:
+                self._busy -= 1
+
+    def _take(self) -> list[_Waiting[AskT, AnswerT]]:
+        """The next batch, as soon as there is one; empty at the end."""
+        most = self._config.most
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return []
+                self._changed.wait()
+            if self._busy and self._config.gather_ms:
+                until = self._clock() + self._config.gather_ms / 1000.0
+                while len(self._waiting) < most and not self._closed:
+                    left = until - self._clock()
+                    if left <= 0.0 or not self._changed.wait(left):
+                        break
+                if not self._waiting:  # another thread took them
+                    return self._take()
+            self._busy += 1
+            count = min(most, len(self._waiting))
+            return [self._waiting.popleft() for _ in range(count)]
+
+    def _may_go_on(self, entry: _Waiting[AskT, AnswerT], now: float) -> bool:
+        if now > entry.deadline:
+            entry.answer.set_exception(OverloadError("the deadline passed while waiting"))
+            return False
+        return entry.answer.set_running_or_notify_cancel()
+
+    def _answer_all(self, batch: Sequence[_Waiting[AskT, AnswerT]]) -> None:
+        try:
+            found = self._answer([entry.ask for entry in batch])
+        except Exception as error:  # a thread that died would leave all who wait without an answer
+            found = [error] * len(batch)
+        for entry, answer in zip(batch, found, strict=True):
+            if isinstance(answer, Exception):
+                entry.answer.set_exception(answer)
+            else:
+                entry.answer.set_result(answer)
+
+    def _learn(self, count: int, took_s: float) -> None:
+        with self._changed:
+            first = self._batch_s == 0.0
+            weight = 1.0 if first else _MEMORY
+            self._batch_s += weight * (took_s - self._batch_s)
+            self._request_s += weight * (took_s / count - self._request_s)

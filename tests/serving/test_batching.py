@@ -1,0 +1,186 @@
+"""Micro-batching: who is answered with whom, and who is refused."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from adrec.errors import OverloadError, RequestError
+from adrec.serving.batching import Batcher, BatchingConfig
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Gate:
+    """An answer that waits until it is let through, and takes `takes_s` on the clock."""
+
+    def __init__(self, clock, takes_s=0.0):
+        self.clock, self.takes_s = clock, takes_s
+        self.batches, self.entered = [], threading.Semaphore(0)
+        self.through = threading.Semaphore(0)
+
+    def __call__(self, asks):
+        self.batches.append(list(asks))
+        self.entered.release()
+        assert self.through.acquire(timeout=10)
+        self.clock.now += self.takes_s
+        return [RequestError("odd") if ask % 2 else ask * 10 for ask in asks]
+
+    def let_through(self, batches):
+        for _ in range(batches):
+            self.through.release()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def gate(clock):
+    return Gate(clock, takes_s=0.05)
+
+
+@pytest.fixture
+def batcher(gate, clock):
+    batcher = Batcher(gate, BatchingConfig(threads=1, most=3, most_waiting=5), clock=clock)
+    yield batcher
+    gate.let_through(100)
+    batcher.close()
+
+
+def submit_while_busy(batcher, gate, asks, timeout_s=60.0):
+    """The first is in work before the others come."""
+    first = batcher.submit(0, timeout_s)
+    assert gate.entered.acquire(timeout=10)
+    return [first, *(batcher.submit(ask, timeout_s) for ask in asks)]
+
+
+def test_a_lone_request_is_answered_at_once(batcher, gate):
+    gate.let_through(1)
+    assert batcher.submit(4, 1.0).result(timeout=10) == 40
+    assert gate.batches == [[4]]
+
+
+def test_requests_gather_while_all_are_busy(batcher, gate):
+    futures = submit_while_busy(batcher, gate, [2, 4, 6, 8])
+    gate.let_through(3)
+    assert [future.result(timeout=10) for future in futures] == [0, 20, 40, 60, 80]
+    assert gate.batches == [[0], [2, 4, 6], [8]]
+
+
+def test_one_that_cannot_be_answered_spoils_no_other(batcher, gate):
+    futures = submit_while_busy(batcher, gate, [2, 3])
+    gate.let_through(2)
+    assert futures[1].result(timeout=10) == 20
+    with pytest.raises(RequestError, match="odd"):
+        futures[2].result(timeout=10)
+
+
+def test_an_error_of_the_answer_reaches_all(clock):
+    def fail(asks):
+        raise RuntimeError("broken")
+
+    batcher = Batcher(fail, BatchingConfig(threads=1), clock=clock)
+    for _ in range(2):  # the thread lives on
+        with pytest.raises(RuntimeError, match="broken"):
+            batcher.submit(1, 1.0).result(timeout=10)
+    batcher.close()
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_on_arrival(batcher, gate):
+    gate.let_through(1)
+    batcher.submit(2, 1.0).result(timeout=10)  # a request is known to take 50 ms
+    assert gate.entered.acquire(timeout=10)
+    submit_while_busy(batcher, gate, [2, 4])
+    # 2 wait for 50 ms each, 75 ms for those in work and the answer itself, a tenth more: 192 ms
+    with pytest.raises(OverloadError, match=r"2 requests wait: .* about 192 ms of the 190 allowed"):
+        batcher.submit(6, 0.190)
+    assert not batcher.submit(6, 0.195).done()
+
+
+def test_a_lone_request_is_let_in_whatever_the_last_took(batcher, gate):
+    gate.let_through(2)
+    batcher.submit(2, 1.0).result(timeout=10)
+    with ThreadPoolExecutor(1) as pool:  # the batcher is idle once its thread waits again
+        while True:
+            try:
+                future = batcher.submit(4, 0.001)
+            except OverloadError:
+                pool.submit(int).result()
+            else:
+                break
+    assert future.result(timeout=10) == 40
+
+
+def test_a_deadline_that_passes_while_waiting(batcher, gate, clock):
+    futures = submit_while_busy(batcher, gate, [2], timeout_s=1.0)
+    clock.now += 2.0
+    gate.let_through(1)
+    assert futures[0].result(timeout=10) == 0  # was in work
+    with pytest.raises(OverloadError, match="deadline passed"):
+        futures[1].result(timeout=10)
+    assert gate.batches == [[0]]
+
+
+def test_no_more_may_wait_than_are_allowed(batcher, gate):
+    submit_while_busy(batcher, gate, [2] * 5)
+    with pytest.raises(OverloadError, match="5 requests wait"):
+        batcher.submit(2, 60.0)
+
+
+def test_one_that_is_cancelled_is_left_out(batcher, gate):
+    futures = submit_while_busy(batcher, gate, [2, 4])
+    assert futures[1].cancel()
+    gate.let_through(2)
+    assert futures[2].result(timeout=10) == 40
+    assert gate.batches == [[0], [4]]
+
+
+def test_closing_answers_those_who_wait(clock):
+    gate = Gate(clock)
+    batcher = Batcher(gate, BatchingConfig(threads=1), clock=clock)
+    futures = submit_while_busy(batcher, gate, [2, 4])
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    gate.let_through(2)
+    closing.join(timeout=10)
+    assert [future.result(timeout=10) for future in futures] == [0, 20, 40]
+    with pytest.raises(OverloadError, match="about to stop"):
+        batcher.submit(6, 1.0)
+
+
+def test_a_batch_may_be_given_time_to_fill(clock):
+    """With one thread in work, another waits for a second request until the first is old enough."""
+    gate = Gate(clock)
+    config = BatchingConfig(threads=2, most=2, gather_ms=1_000.0)
+    batcher = Batcher(gate, config, clock=clock)  # the clock stands: only a full batch goes on
+    futures = submit_while_busy(batcher, gate, [2])
+    assert not gate.entered.acquire(timeout=0.05)
+    futures.append(batcher.submit(4, 60.0))
+    assert gate.entered.acquire(timeout=10)
+    gate.let_through(2)
+    assert [future.result(timeout=10) for future in futures] == [0, 20, 40]
+    assert gate.batches == [[0], [2, 4]]
+    batcher.close()
+
+
+def test_threads_are_begun_and_work_side_by_side(clock):
+    begun, gate = [], Gate(clock)
+    batcher = Batcher(
+        gate, BatchingConfig(threads=2), clock=clock, begin_thread=lambda: begun.append(1)
+    )
+    futures = [batcher.submit(2, 1.0)]
+    assert gate.entered.acquire(timeout=10)
+    futures.append(batcher.submit(4, 1.0))
+    assert gate.entered.acquire(timeout=10)  # both are in work
+    gate.let_through(2)
+    assert [future.result(timeout=10) for future in futures] == [20, 40]
+    batcher.close()
+    assert len(begun) == 2
