@@ -116,17 +116,18 @@ def frontier_rows(data: Data, kind: Kind, threads: int) -> list[Row]:
     """The fastest settings of a kind that reach each target; codes of each length by themselves."""
     ads, dim = data.vectors.shape
     nlist = count_lists(IndexConfig(), ads, min(ads, IndexConfig().train_rows))
-    families = {kind: IndexConfig(kind=kind, nlist=None if kind == "hnsw" else nlist)}
+    config = IndexConfig(kind=kind, nlist=None if kind == "hnsw" else nlist)
+    families: dict[str, IndexConfig] = {kind: config}
     if kind == "ivfpq":
-        in_floats = families[kind].model_copy(update={"refine_store": "float32"})
+        in_floats = config.model_copy(update={"refine_store": "float32"})
         families = {
-            f"{kind} of {bits} {unit}": families[kind].model_copy(update={"pq_segments": segments})
+            f"{kind} of {bits} {unit}": config.model_copy(update={"pq_segments": segments})
             for bits, unit, segments in ((1, "bit", dim // 4), (2, "bits", dim // 2))
         } | {f"{kind} of 1 bit, rescored in float32": in_floats}
     rows: list[Row] = []
-    for name, config in families.items():
+    for name, family in families.items():
         found = measure_family(
-            data.vectors, data.queries, data.truth_QK, config, enough=TARGETS[-1], threads=threads
+            data.vectors, data.queries, data.truth_QK, family, enough=TARGETS[-1], threads=threads
         )
         for target in TARGETS:
             reached = [one for one in found if one.recall >= target]

@@ -363,3 +363,37 @@ class TestNoLeak:
             return Items(*map(np.stack, zip(*parts, strict=True)))
 
         assert {"itself", "a row of the same instant"} <= leaks(TIED, wrong_way_round)
+
+
+class TestReportedLate:
+    def test_an_item_joins_where_its_time_puts_it(self) -> None:
+        history = History(3)
+        for ad, time_ms in ((1, 10), (3, 30)):
+            history.observe(1, ad, time_ms)
+        assert history.read(1, 40).ads.tolist() == [0, 1, 3]
+        history.observe(1, 2, 20)
+        assert history.read(1, 40).ads.tolist() == [1, 2, 3]
+
+    def test_outcomes_reach_the_item_wherever_it_is(self) -> None:
+        history = History(2, outcome_delays_ms=(0, 0))
+        history.observe(1, 7, 10, bits=1)
+        history.amend(1, 7, 10, bits=2)  # waits to be history
+        assert history.read(1, 20).outcomes.tolist() == [0, 3]
+        history.observe(1, 8, 30)
+        assert history.read(1, 40).outcomes.tolist() == [3, 0]
+        history.amend(1, 8, 30, bits=2)  # is history
+        assert history.read(1, 40).outcomes.tolist() == [3, 2]
+
+    def test_what_was_pushed_out_is_left_alone(self) -> None:
+        history = History(1, outcome_delays_ms=(0,))
+        for ad, time_ms in ((1, 10), (2, 20)):
+            history.observe(1, ad, time_ms)
+        history.read(1, 30)
+        history.amend(1, 1, 10, bits=1)
+        assert history.amended == {}
+        assert history.read(1, 40).outcomes.tolist() == [0]
+
+    def test_nobody_has_no_outcomes(self) -> None:
+        history = History(1, outcome_delays_ms=(0,))
+        history.amend(0, 1, 10, bits=1)
+        assert history.read(0, 40).outcomes.tolist() == [0]

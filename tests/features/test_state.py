@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import prepare
 from adrec.features.fitting import FeatureConfig
 from adrec.features.past import count_strictly_before
-from adrec.features.state import Rows, State
+from adrec.features.state import Rows, State, Visitor
 from adrec.features.transforms import Features
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
@@ -89,8 +90,18 @@ def whole_log(tables: Tables) -> pl.DataFrame:
     return tables.ordered().collect()
 
 
-def live_through(state: State, log: pl.DataFrame) -> tuple[Query, NDArray[np.float32]]:
-    """Serve a log request by request: visit, query, counters of the slate, then its outcomes."""
+Report = tuple[int, Visitor, int, list[float], list[float]]
+
+
+def live_through(
+    state: State, log: pl.DataFrame, *, reported: str = "with the impression"
+) -> tuple[Query, NDArray[np.float32]]:
+    """Serve a log request by request: visit, query, counters of the slate, then its outcomes.
+
+    These come with the impression, one after it, or each at the last instant at which it is still
+    in time.
+    """
+    waiting: list[Report] = []
     queries, seen = [], []
     tasks = [task.name for task in state.schema.tasks]
     raw = {field.name for field in state.schema.request_fields}
@@ -102,14 +113,35 @@ def live_through(state: State, log: pl.DataFrame) -> tuple[Query, NDArray[np.flo
             while end < len(rows) and rows[end][REQUEST_ID] == first[REQUEST_ID]:
                 end += 1
         context = {name: first[name] for name in raw if name in first}
+        for report in sorted(waiting, key=itemgetter(0)):
+            if reported == "one by one" or report[0] < first[TIMESTAMP_MS]:
+                state.amend(*report[1:])
+                waiting.remove(report)
         visitor = state.visit(first.get(USER_ID), first[TIMESTAMP_MS], context)
         queries.append(state.query(visitor))
         ads = [state.catalogue.directory.row(row[AD_ID]) for row in rows[start:end]]
         seen.append(state.counters(visitor, np.array(ads)))
         for row, ad in zip(rows[start:end], ads, strict=True):
-            state.observe(visitor, ad, [row[task] for task in tasks])
+            labels = [row[task] for task in tasks]
+            if reported == "with the impression":
+                state.observe(visitor, ad, labels)
+            else:
+                state.observe(visitor, ad, [0.0] * len(tasks))
+                waiting += in_parts(state, visitor, ad, labels)
         start = end
     return stack_queries(queries), np.concatenate(seen)
+
+
+def in_parts(state: State, visitor: Visitor, ad: int, labels: list[float]) -> list[Report]:
+    """Outcomes one task at a time, in the order in which they are known."""
+    delays = [task.delay_ms for task in state.schema.tasks]
+    so_far, parts = [0.0] * len(labels), []
+    for k in np.argsort(delays, kind="stable"):
+        if labels[k]:
+            after = [*so_far[:k], labels[k], *so_far[k + 1 :]]
+            parts.append((visitor.at_ms + delays[k], visitor, ad, so_far, after))
+            so_far = after
+    return parts
 
 
 def query_of_rows(state: State, rows: Rows) -> Query:
@@ -171,6 +203,21 @@ class TestServingEqualsBatch:
         if rows.histories:
             assert all((past.ads > 0).any() for past in rows.histories)
             assert set(np.unique(rows.histories[1].outcomes)) >= {0, 1}
+
+    @pytest.mark.parametrize("reported", ["one by one", "at the last instant"])
+    @pytest.mark.parametrize(
+        "variant", [with_users, without_users_table, without_users, slow_outcomes]
+    )
+    def test_outcomes_that_are_reported_in_time(
+        self, tiny_world: Path, variant: Callable[[Schema], Schema], reported: str
+    ) -> None:
+        tables = opened(tiny_world, variant)
+        log = whole_log(tables)[:2400]
+        batch, live = begin(tables), begin(tables)
+        rows = batch.advance(log)
+        query, seen = live_through(live, log, reported=reported)
+        same(spread_out(query), spread_out(query_of_rows(batch, rows)))
+        np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
 
     @pytest.mark.parametrize("variant", [with_users, without_users_table])
     def test_both_leave_the_same_state_behind(

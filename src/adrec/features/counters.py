@@ -32,6 +32,7 @@ _PENDING = {
     "time_ms": pl.Int64(),
     "task": pl.Int64(),
     "outcome": pl.Float64(),
+    "shown": pl.Int64(),
 }
 
 
@@ -60,8 +61,9 @@ class Counter:
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0)))
     """[slots, H, 2K]: n of each task, then y of each task, as of `as_of_ms`."""
     as_of_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    pending: list[tuple[int, int, int, int, float]] = field(default_factory=list)
-    """Heap of (known at, key, time, task, outcome): happened one at a time, but not known yet."""
+    pending: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
+    """Heap of (known at, key, time, task, outcome, 1 or 0 if only the outcome counts): happened one
+    at a time, but not known yet."""
     backlog: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_PENDING))
     """The same of batches, in the order in which it will be known."""
 
@@ -85,7 +87,17 @@ class Counter:
         """Take in one impression and its outcomes; each counts once its task's delay is over."""
         for task, outcome in enumerate(outcomes_K.tolist()):
             known_at = time_ms + int(self.delays_ms[task])
-            heapq.heappush(self.pending, (known_at, key, time_ms, task, outcome))
+            heapq.heappush(self.pending, (known_at, key, time_ms, task, outcome, 1))
+
+    def amend(self, key: int, time_ms: int, added_K: NDArray[np.float64]) -> None:
+        """Add to the outcomes of an impression that was observed before.
+
+        What is added counts from the impression's time, once the task's delay is over.
+        """
+        for task in np.flatnonzero(added_K).tolist():
+            known_at = time_ms + int(self.delays_ms[task])
+            entry = (known_at, key, time_ms, task, float(added_K[task]), 0)
+            heapq.heappush(self.pending, entry)
 
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the sums."""
@@ -93,8 +105,8 @@ class Counter:
         while self.pending and self.pending[0][0] < at_ms:
             known.append(heapq.heappop(self.pending))
         if known:
-            _, keys, times, tasks, outcomes = map(np.array, zip(*known, strict=True))
-            self._take(keys, times, tasks, outcomes)
+            _, keys, times, tasks, outcomes, shown = map(np.array, zip(*known, strict=True))
+            self._take(keys, times, tasks, outcomes, shown)
         if not self.backlog.height:
             return
         count = int(self.backlog["known_at_ms"].to_numpy().searchsorted(at_ms, side="left"))
@@ -109,6 +121,7 @@ class Counter:
         times_ms_E: NDArray[np.int64],
         tasks_E: NDArray[np.int64],
         outcomes_E: NDArray[np.float64],
+        shown_E: NDArray[np.int64],
     ) -> None:
         """Add what has become known to the sums."""
         distinct, of_E = np.unique(keys_E, return_inverse=True)
@@ -123,7 +136,7 @@ class Counter:
         for task in range(tasks):
             mine = tasks_E == task
             weight, slots = weight_EH[mine], slots_E[mine]
-            np.add.at(self.sums[..., task], slots, weight)
+            np.add.at(self.sums[..., task], slots, weight * shown_E[mine, None])
             np.add.at(self.sums[..., tasks + task], slots, weight * outcomes_E[mine, None])
 
     def _waiting(self) -> pl.DataFrame:
@@ -194,7 +207,7 @@ class Counter:
         start, end, tasks = int(times_ms_N[0]), int(times_ms_N[-1]), len(self.delays_ms)
         self._settle(start)
         waiting = self._waiting()
-        late_keys, late_ms, late_tasks, late_outcomes = (
+        late_keys, late_ms, late_tasks, late_outcomes, late_shown = (
             waiting[name].to_numpy() for name in list(_PENDING)[1:]
         )
         distinct, group = numbered(np.concatenate([keys_N, late_keys]))
@@ -211,6 +224,7 @@ class Counter:
                 time_ms=np.concatenate([late_ms[mine], happened_ms_N]),
                 delay_ms=int(self.delays_ms[task]),
                 outcome=np.concatenate([late_outcomes[mine], outcomes_NK[:, task]]),
+                shown=np.concatenate([late_shown[mine], np.ones(len(keys_N), np.int64)]),
             ).ordered()
             sums = events.running_sums(start, self.half_lives_ms)
             result[:, :, task::tasks] += events.before(sums, groups_N, times_ms_N)
@@ -225,6 +239,7 @@ class Counter:
                         "time_ms": events.time_ms[rest],
                         "task": np.full(len(rest), task),
                         "outcome": events.outcome[rest],
+                        "shown": events.shown[rest],
                     }
                 )
             )
@@ -262,6 +277,8 @@ class _Events:
     time_ms: NDArray[np.int64]
     delay_ms: int
     outcome: NDArray[np.float64]
+    shown: NDArray[np.int64]
+    """0 where only the outcome counts."""
 
     @property
     def known_at_ms(self) -> NDArray[np.int64]:
@@ -269,7 +286,13 @@ class _Events:
 
     def ordered(self) -> "_Events":
         order = order_events(self.group, self.known_at_ms)
-        return _Events(self.group[order], self.time_ms[order], self.delay_ms, self.outcome[order])
+        return _Events(
+            group=self.group[order],
+            time_ms=self.time_ms[order],
+            delay_ms=self.delay_ms,
+            outcome=self.outcome[order],
+            shown=self.shown[order],
+        )
 
     def running_sums(
         self, start_ms: int, half_lives_ms: NDArray[np.float64]
@@ -280,7 +303,7 @@ class _Events:
         columns: dict[str, NDArray[np.float64]] = {}
         for h, half_life_ms in enumerate(half_lives_ms):
             weight_E = np.exp2(since_E / half_life_ms)
-            columns |= {f"n{h}": weight_E, f"y{h}": weight_E * self.outcome}
+            columns |= {f"n{h}": weight_E * self.shown, f"y{h}": weight_E * self.outcome}
         group = pl.Series(self.group).set_sorted()  # which makes `over` about twice as fast
         frame = pl.DataFrame({"group": group} | columns)
         summed = frame.select(pl.col(name).cum_sum().over("group") for name in columns)

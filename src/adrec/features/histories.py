@@ -62,6 +62,10 @@ class History:
     """Outcome bits, whether they are known yet or not."""
     pending: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
     """Heap of (known at, user, time, ad, order among equals, outcomes)."""
+    amended: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    """Outcomes that were added to what is pending, by (user, ad, time)."""
+    settled_ms: int = UNKNOWN_MS
+    """What was known strictly before it is in the histories."""
 
     def __post_init__(self) -> None:
         self.ads_UL, self.times_ms_UL, self.outcomes_UL = Items.none(1, self.length)
@@ -89,6 +93,19 @@ class History:
             order = int(known_first(np.array(bits, np.uint8), self.outcome_delays_ms))
             entry = (time_ms + self.delay_ms, user, time_ms, ad, order, bits)
             heapq.heappush(self.pending, entry)
+
+    def amend(self, user: int, ad: int, time_ms: int, bits: int) -> None:
+        """Add outcomes to an impression that joined before, known yet or not."""
+        if not user:
+            return
+        if user < len(self.ads_UL):
+            same = (self.ads_UL[user] == ad) & (self.times_ms_UL[user] == time_ms)
+            if same.any():
+                self.outcomes_UL[user, same] |= np.uint8(bits)
+                return
+        if time_ms + self.delay_ms >= self.settled_ms:  # else it has been pushed out
+            key = (user, ad, time_ms)
+            self.amended[key] = self.amended.get(key, 0) | bits
 
     def advance(
         self,
@@ -120,6 +137,7 @@ class History:
             happened_ms_N = times_ms_N
         end = int(times_ms_N[-1])
         self._settle(int(times_ms_N[0]))
+        self._merge()
         late = np.array([e[1:] for e in self.pending], np.int64).reshape(-1, 5)
         self.pending = []
         keep_N = joins_N & (users_N != 0)
@@ -162,6 +180,7 @@ class History:
                 "outcomes": pl.Array(pl.UInt8, self.length),
             },
         ).write_parquet(path)
+        self._merge()
         pending = pl.DataFrame(self.pending, schema=dict.fromkeys(_PENDING, pl.Int64), orient="row")
         pending.write_parquet(path.with_suffix(".pending.parquet"))
 
@@ -178,16 +197,33 @@ class History:
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the histories."""
         while self.pending and self.pending[0][0] < at_ms:
-            _, user, time_ms, ad, _, bits = heapq.heappop(self.pending)
+            known_at_ms, user, time_ms, ad, _, bits = heapq.heappop(self.pending)
+            bits |= self.amended.pop((user, ad, time_ms), 0)
             self._make_room(user)
-            self.ads_UL[user] = np.append(self.ads_UL[user, 1:], np.int32(ad))
-            self.times_ms_UL[user] = np.append(self.times_ms_UL[user, 1:], time_ms)
-            self.outcomes_UL[user] = np.append(self.outcomes_UL[user, 1:], np.uint8(bits))
+            row = Items(
+                np.append(self.ads_UL[user, 1:], np.int32(ad)),
+                np.append(self.times_ms_UL[user, 1:], time_ms),
+                np.append(self.outcomes_UL[user, 1:], np.uint8(bits)),
+            )
+            if known_at_ms < self.settled_ms:  # reported late
+                row = row.at(np.argsort(row.times_ms, kind="stable"))
+            self._store(np.int64(user), row)
+        self.settled_ms = max(self.settled_ms, at_ms)
+
+    def _merge(self) -> None:
+        """Put what was amended into what is pending."""
+        if self.amended:
+            self.pending = [
+                (at, user, ms, ad, order, bits | self.amended.get((user, ad, ms), 0))
+                for at, user, ms, ad, order, bits in self.pending
+            ]
+            heapq.heapify(self.pending)
+            self.amended = {}
 
     def _stored(self, users: NDArray[np.int64] | np.int64) -> Items:
         return Items(self.ads_UL[users], self.times_ms_UL[users], self.outcomes_UL[users])
 
-    def _store(self, users: NDArray[np.int64], items: Items) -> None:
+    def _store(self, users: NDArray[np.int64] | np.int64, items: Items) -> None:
         self.ads_UL[users], self.times_ms_UL[users], self.outcomes_UL[users] = items
 
     def _known(self, items: Items, at_ms: NDArray[np.int64]) -> Items:

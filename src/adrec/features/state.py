@@ -277,6 +277,35 @@ class State:
             if ad and self._joins(field, labels)[0]:
                 history.observe(user, ad, visitor.at_ms, bits)
 
+    def amend(
+        self, visitor: Visitor, ad: int, before_K: Sequence[float], after_K: Sequence[float]
+    ) -> None:
+        """Take in outcomes that were reported after their impression was observed.
+
+        They count from the impression's time, once the delay of their task is over: what was
+        reported before that stands as if it had been observed with the impression.
+
+        Args:
+            visitor: as the impression was observed with.
+            ad: of the impression.
+            before_K: outcomes that were taken in so far, for each task.
+            after_K: all outcomes.
+        """
+        user = self.users.row(visitor.user_id) if visitor.user_id else visitor.user
+        labels = np.array([before_K, after_K], np.float32)
+        summed = outcomes(labels, self.schema.tasks)
+        keys = self._keys(np.array([user]), visitor.static, visitor.request, np.array([ad]))
+        for spec, counter, key in zip(self.schema.counters, self.counters_of, keys, strict=True):
+            if user or USER_ID not in spec.columns:
+                counter.amend(int(key[0]), visitor.at_ms, summed[1] - summed[0])
+        bits = int(outcome_bits(labels)[1])
+        for field, history in zip(self.schema.sequences, self.histories, strict=True):
+            joined, joins = self._joins(field, labels) & (ad != 0)
+            if joins and not joined:
+                history.observe(user, ad, visitor.at_ms, bits)
+            elif joins:
+                history.amend(user, ad, visitor.at_ms, bits)
+
     @property
     def met(self) -> list[History]:
         """The histories of ads that were met positively, not merely shown."""
