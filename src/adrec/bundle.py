@@ -69,6 +69,9 @@ class ServingConfig(Strict):
     rank_by: str = "auto"
     """`ecpm` (bid times click rate), a task's name, or auto: ecpm where ads carry bids, else the
     first task."""
+    epsilon: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of requests that are answered with ads drawn evenly from those that the ranker looked
+    at, so that the log can tell what other models would earn; each ad carries its propensity."""
     skip_seen: bool = False
     """Whether ads in a user's histories are left out (of impressions: never): for news and video,
     not for ads."""

@@ -22,7 +22,7 @@ from adrec.models.ranker import RankerConfig
 from adrec.models.trees import TreesConfig
 from adrec.models.two_tower import TwoTowerConfig
 from adrec.retrieval.index_config import IndexConfig
-from adrec.schema import Strict, parse_config
+from adrec.schema import ConfigT, Strict, parse_config
 from adrec.training.config import TrainConfig
 
 
@@ -128,6 +128,23 @@ def with_settings(config: RunConfig, values: Mapping[str, Any], *, source: str) 
     for key, value in values.items():
         _put(content, key.split("."), value, f"{source}: {key}")
     return parse_config(RunConfig, content, source=source)
+
+
+def settings_of(kind: type[ConfigT], overrides: Mapping[str, Any], *, source: str) -> ConfigT:
+    """The defaults of some settings with values over them.
+
+    Args:
+        kind: of the settings; all of them have defaults.
+        overrides: values by path.
+        source: where they are from, for errors.
+
+    Raises:
+        ConfigError: a path that there is not, or a value out of range; it names each.
+    """
+    content = kind().model_dump()
+    for key, value in overrides.items():
+        _put(content, key.split("."), value, f"{source}: {key}")
+    return parse_config(kind, content, source=source)
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:

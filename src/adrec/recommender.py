@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from adrec.bundle import Bundle, ServingConfig
 from adrec.data.parsing import as_text
 from adrec.errors import DataError, RequestError
+from adrec.exploration import EpsilonGreedy
 from adrec.features.batches import Query, candidates_of, stack_queries
+from adrec.features.bits import MOST_TASKS, UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset
 from adrec.features.state import State, Visitor
@@ -81,12 +83,14 @@ class RankedAd:
     """One recommended ad: calibrated scores by task, and what it was ordered by.
 
     value_micros: bid times click rate, the expected revenue of the impression; None without bids.
+    propensity: probability with which this ad stood in this place.
     """
 
     ad_id: str
     scores: Mapping[str, float]
     value_micros: float | None
     order_by: float
+    propensity: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,10 @@ class Recommender:
         *,
         version: str,
         clock: Clock,
+        rng: np.random.Generator | None = None,
     ) -> None:
+        """Put the parts together; `rng` explores, where the settings say so. None: a fresh one."""
+        self._policy = EpsilonGreedy(serving.epsilon, rng or np.random.default_rng())
         self.runtime, self.state = runtime, state
         self.serving, self.version = serving, version
         self._clock = clock
@@ -158,13 +165,20 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, directory: Path | str, *, clock: Clock | None = None) -> Self:
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        clock: Clock | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Self:
         """Load a bundle: a version's folder, or a folder of versions.
 
         Args:
             directory: where `adrec train` published.
             clock: time of requests that carry none; None stands still just after the log's end,
                 which is what the bundle's state knows.
+            rng: explores, where the settings say so; None: a fresh one.
 
         Raises:
             BundleError: nothing is there, or it is damaged.
@@ -178,6 +192,7 @@ class Recommender:
             bundle.manifest.serving,
             version=bundle.manifest.version,
             clock=clock or (lambda: after),
+            rng=rng,
         )
 
     def with_state(self, state: State) -> "Recommender":
@@ -270,14 +285,14 @@ class Recommender:
         with watch("rank"):
             scored = self.rank(visitors, query, ads_BN, shown=k, offer=now.about)
         with watch("order"):
-            places, ads = scored.top(k)
+            chosen = self._policy.choose(scored.order_BN, k)
             slates = [
                 tuple(
-                    self._ranked(scored, b, place, catalogue)
-                    for place, ad in zip(places[b], ads[b], strict=True)
-                    if ad > 0
+                    self._ranked(scored, b, place, share, catalogue)
+                    for place, share in zip(*of_request, strict=True)
+                    if scored.ads_BN[b, place] > 0
                 )
-                for b in range(len(requests))
+                for b, of_request in enumerate(zip(*chosen, strict=True))
             ]
         return [
             Slate(
@@ -289,6 +304,67 @@ class Recommender:
             )
             for b, (request, slate) in enumerate(zip(requests, slates, strict=True))
         ]
+
+    def check(self, request: Request) -> None:
+        """Whether the values of a request fit their fields.
+
+        Raises:
+            RequestError: one does not.
+        """
+        with self._reading:
+            self._visit(request)
+
+    def histories(self, user: str | int, at_ms: int) -> dict[str, list[dict[str, Any]]]:
+        """What is known of a user's past at a time: of each sequence its items, newest first, with
+        their ad, time (None where the log had none) and the tasks that were met."""
+        tasks, found = [task.name for task in self.state.schema.tasks], {}
+        with self._reading:
+            row, ids = self.state.users.row(as_text(user) or ""), self.state.catalogue.directory
+            for field, history in zip(
+                self.state.schema.sequences, self.state.histories, strict=True
+            ):
+                items = history.read(row, at_ms)
+                found[field.name] = [
+                    {
+                        "ad_id": ids.id(ad),
+                        "at_ms": None if time_ms == UNKNOWN_MS else time_ms,
+                        "met": [task for k, task in enumerate(tasks[:MOST_TASKS]) if bits >> k & 1],
+                    }
+                    for ad, time_ms, bits in zip(*(part.tolist() for part in items), strict=True)
+                    if ad
+                ][::-1]
+        return found
+
+    def forget(self, user: str | int) -> None:
+        """Erase a user's past: histories and counters. The id stays, as that of a new user."""
+        with self._reading:
+            self.state.forget(as_text(user) or "")
+
+    def report(
+        self,
+        request: Request,
+        ad_id: str | int,
+        before: Sequence[float] | None,
+        after: Sequence[float],
+    ) -> None:
+        """Take in what came of an ad that was shown: the next request knows of it.
+
+        Args:
+            request: for which it was shown, with the time of then.
+            ad_id: of the ad; one that is unknown counts for the user all the same.
+            before: outcomes of the tasks that were reported before; None: it was shown just now.
+            after: all outcomes so far.
+
+        Raises:
+            RequestError: a value of the request does not fit its field.
+        """
+        row = self.index.now.about.catalogue.directory.row(as_text(ad_id) or "")
+        with self._reading:
+            visitor = self._visit(request)
+            if before is None:
+                self.state.observe(visitor, row, after)
+            else:
+                self.state.amend(visitor, row, before, after)
 
     def retrieve(
         self,
@@ -420,7 +496,9 @@ class Recommender:
             rows += self.state.history_ads(visitor).tolist()
         return np.unique(np.array(rows, np.int64))
 
-    def _ranked(self, scored: Scored, request: int, place: int, catalogue: Catalogue) -> RankedAd:
+    def _ranked(
+        self, scored: Scored, request: int, place: int, propensity: float, catalogue: Catalogue
+    ) -> RankedAd:
         row = int(scored.ads_BN[request, place])
         scores = scored.scores_BNK[request, place]
         bid = int(catalogue.bid_micros_A[row])
@@ -429,6 +507,7 @@ class Recommender:
             scores=dict(zip(self._tasks, scores.tolist(), strict=True)),
             value_micros=float(scores[0] * bid) if self._bids else None,
             order_by=float(scored.order_BN[request, place]),
+            propensity=float(propensity),
         )
 
 

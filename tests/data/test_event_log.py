@@ -5,7 +5,15 @@ from concurrent.futures import wait
 
 import pytest
 
-from adrec.data.event_log import IMPRESSION, Event, EventLog, GroupCommit, LoggedSlate, Shown
+from adrec.data.event_log import (
+    IMPRESSION,
+    AdChange,
+    Event,
+    EventLog,
+    GroupCommit,
+    LoggedSlate,
+    Shown,
+)
 from adrec.errors import EventLogError
 
 DAY_MS = 86_400_000
@@ -76,6 +84,14 @@ class TestAppend:
         assert numbers(log.events()) == [f"e{i}" for i in range(1_200)]
 
 
+def test_what_was_reported_of_some_requests(log):
+    log.append(
+        [slate(1), slate(2)],
+        [event(1), event(2, request=2), event(3, kind="click"), event(4, kind="revenue")],
+    )
+    assert [one.event_id for one in log.reported(["r1", "r9"], before=4)] == ["e1", "e3"]
+
+
 class TestLess:
     def test_from_an_instant_on(self, log):
         log.append([slate(1, at_ms=5), slate(2, at_ms=6)], [event(1), event(2, request=2)])
@@ -98,6 +114,20 @@ class TestLess:
         log.append([slate(1), slate(2)], [event(1), event(2, request=2)])
         log.prune(DAY_MS)
         assert log.append([slate(3)], [event(3, request=3)])[0].seq == 3
+
+
+class TestAdChanges:
+    def test_the_last_word_counts(self, log):
+        log.change_ads([AdChange(ad_id="b", status="active", fields={"topic": "x", "bid": 3})])
+        log.change_ads(
+            [AdChange(ad_id="a", status="removed"), AdChange(ad_id="b", status="paused")]
+        )
+        assert log.ad_changes() == [
+            AdChange(ad_id="a", status="removed"),
+            AdChange(ad_id="b", status="paused", fields={"topic": "x", "bid": 3}),
+        ]
+        log.change_ads([AdChange(ad_id="b", status="active", fields={"topic": "y"})])
+        assert log.ad_changes()[1].fields == {"topic": "y"}
 
 
 class TestGroupCommit:
@@ -128,6 +158,14 @@ class TestGroupCommit:
             group.append([], [event(i)])
         group.close()
         assert numbers(log.events()) == [f"e{i}" for i in range(30)]
+
+    def test_told_before_those_who_wait_hear_of_it(self, log):
+        told = []
+        group = GroupCommit(log, on_commit=lambda slates, events: told.append((slates, events)))
+        added = group.append([slate(1)], [event(1), event(1)]).result(timeout=10)
+        assert told == [([slate(1)], added)]
+        assert [one.seq for one in added] == [1]
+        group.close()
 
     def test_those_who_wait_hear_of_a_failure(self, log, tmp_path):
         log.append([slate(1)], [])

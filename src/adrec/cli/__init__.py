@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adrec.cli import index, log, run, tune, use
+from adrec.cli import index, log, run, serve, tune, use
 from adrec.console import Commands
 from adrec.version import __version__
 
@@ -27,6 +27,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     run.evaluate: "adrec evaluate runs/mine --slice device",
     run.crossvalidate: "adrec crossvalidate --data data/world --out runs/folds --folds 3",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",
+    serve.serve: "adrec serve runs/mine --port 8000",
     use.bench: "adrec bench runs/mine --requests 500",
     use.export: "adrec export runs/mine --out runs/mine/onnx",
     use.doctor: "adrec doctor",

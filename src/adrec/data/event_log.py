@@ -4,7 +4,8 @@ A *slate* is an answer: who asked, with what, when, and which ads were returned 
 propensity. An *event* is what a client reports of one of its ads: that it was shown
 (`impression`), or the outcome of a task (`click`, ...). Slates and events stand in a database:
 SQLite in a file (write-ahead log, synced at every commit), or PostgreSQL. What `append` has
-returned for is on disk; an event that is sent again is told by its id and counts once.
+returned for is on disk; an event that is sent again is told by its id and counts once. Beside them
+the log keeps how ads stand that were changed while serving.
 
 `EventLog` is one database. `GroupCommit` puts what many threads append at the same time into one
 transaction, so that a sync to disk serves all of them.
@@ -13,11 +14,11 @@ transaction, so that a sync to disk serves all of them.
 import json
 import queue
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -56,6 +57,25 @@ _events = sa.Table(
     sa.Column("value", sa.Float, nullable=False),
     sqlite_autoincrement=True,  # a number is never given twice, even after deletions
 )
+_ad_changes = sa.Table(
+    "ad_changes",
+    _metadata,
+    sa.Column("ad_id", sa.Text, primary_key=True),
+    sa.Column("fields", sa.Text),
+    sa.Column("status", sa.Text, nullable=False),
+)
+
+AdStatus = Literal["active", "paused", "removed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdChange:
+    """How an ad stands that was changed while serving."""
+
+    ad_id: str
+    status: AdStatus
+    fields: Mapping[str, Any] | None = None
+    """Raw values by column, as it was put last; None: those of the model version."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +188,19 @@ class EventLog:
                     found[row.request_id] = _slate_of(row)
         return found
 
+    def reported(self, request_ids: Collection[str], *, before: int) -> list[Event]:
+        """Events of some requests that stand before a place in the log, in its order."""
+        wanted, found = list(request_ids), []
+        names = [column.label(f"event_{column.name}") for column in _events.c]
+        with self._translated(), self._engine.connect() as connection:
+            for start in range(0, len(wanted), _MOST_PARAMETERS):
+                some = wanted[start : start + _MOST_PARAMETERS]
+                statement = sa.select(*names).where(
+                    _events.c.request_id.in_(some), _events.c.seq < before
+                )
+                found += [_event_of(row) for row in connection.execute(statement)]
+        return sorted(found, key=lambda event: event.seq)
+
     def events(self, *, after: int = 0, from_ms: int = 0) -> Iterator[tuple[Event, LoggedSlate]]:
         """Events in the log's order, each with its slate.
 
@@ -192,6 +225,39 @@ class EventLog:
                 if len(rows) < _CHUNK:
                     return
                 after = rows[-1].event_seq
+
+    def change_ads(self, changes: Sequence[AdChange]) -> None:
+        """Note how ads stand from now on; fields that a change leaves out stay as they were put."""
+        rows = [
+            {
+                "ad_id": change.ad_id,
+                "status": change.status,
+                "fields": None if change.fields is None else json.dumps(change.fields),
+            }
+            for change in changes
+        ]
+        if not rows:
+            return
+        insert = self._insert(_ad_changes)
+        kept = sa.func.coalesce(insert.excluded.fields, _ad_changes.c.fields)
+        statement = insert.on_conflict_do_update(
+            index_elements=[_ad_changes.c.ad_id],
+            set_={"status": insert.excluded.status, "fields": kept},
+        )
+        with self._translated(), self._engine.begin() as connection:
+            connection.execute(statement, rows)
+
+    def ad_changes(self) -> list[AdChange]:
+        """How all ads stand that were changed."""
+        with self._translated(), self._engine.connect() as connection:
+            return [
+                AdChange(
+                    ad_id=row.ad_id,
+                    status=row.status,
+                    fields=None if row.fields is None else json.loads(row.fields),
+                )
+                for row in connection.execute(sa.select(_ad_changes).order_by(_ad_changes.c.ad_id))
+            ]
 
     def __len__(self) -> int:
         """Number of events."""
@@ -243,9 +309,23 @@ class GroupCommit:
     later in the log, or in the same transaction.
     """
 
-    def __init__(self, log: EventLog, *, most_waiting: int = 10_000) -> None:
-        """Begin; `most_waiting` appends may wait, more are refused."""
+    def __init__(
+        self,
+        log: EventLog,
+        *,
+        most_waiting: int = 10_000,
+        on_commit: Callable[[Sequence[LoggedSlate], Sequence[Event]], None] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            log: to append to.
+            most_waiting: appends that may wait; more are refused.
+            on_commit: called with the slates of a transaction and the events that it added, once
+                they are on disk and before those who wait hear of it.
+        """
         self.log = log
+        self._on_commit = on_commit or (lambda slates, events: None)
         self._waiting: queue.Queue[_Append | None] = queue.Queue(most_waiting)
         self._thread = threading.Thread(target=self._write, name="event-log", daemon=True)
         self._thread.start()
@@ -291,7 +371,9 @@ class GroupCommit:
         slates = [slate for entry in entries for slate in entry.slates]
         events = [event for entry in entries for event in entry.events]
         try:
-            added = {event.event_id: event for event in self.log.append(slates, events)}
+            new = self.log.append(slates, events)
+            self._on_commit(slates, new)
+            added = {event.event_id: event for event in new}
         except Exception as error:  # whatever it was, those who wait have to hear of it
             for entry in entries:
                 entry.done.set_exception(error)

@@ -11,7 +11,7 @@ tasks, whose outcome is log(1 + value)). Historical rates as features: He et al.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,15 @@ class Counter:
             known_at = time_ms + int(self.delays_ms[task])
             entry = (known_at, key, time_ms, task, float(added_K[task]), 0)
             heapq.heappush(self.pending, entry)
+
+    def forget(self, which: Callable[[int], bool]) -> None:
+        """Erase the sums of some keys, and what is pending of them."""
+        for key in [key for key in self.slots if which(key)]:
+            self.sums[self.slots[key]] = 0.0
+        self.pending = [entry for entry in self.pending if not which(entry[1])]
+        heapq.heapify(self.pending)
+        gone = [which(key) for key in self.backlog["key"].to_list()]
+        self.backlog = self.backlog.filter(~pl.Series(gone, dtype=pl.Boolean))
 
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the sums."""

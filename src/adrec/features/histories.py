@@ -107,6 +107,14 @@ class History:
             key = (user, ad, time_ms)
             self.amended[key] = self.amended.get(key, 0) | bits
 
+    def forget(self, user: int) -> None:
+        """Erase a user's history, and what is pending of it."""
+        if user < len(self.ads_UL):
+            self._store(np.int64(user), Items.none(self.length))
+        self.pending = [entry for entry in self.pending if entry[1] != user]
+        heapq.heapify(self.pending)
+        self.amended = {key: bits for key, bits in self.amended.items() if key[0] != user}
+
     def advance(
         self,
         users_N: NDArray[np.int64],

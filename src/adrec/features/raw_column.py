@@ -38,6 +38,10 @@ class RawColumn:
         codes[rows_N] = values.rows(column_N)
         return RawColumn(values, codes)
 
+    def value(self, row: int) -> str | None:
+        """The value of one ad, None where missing."""
+        return self.values.id(int(self.codes_A[row])) or None
+
     def texts(self) -> pl.Series:
         """The values of ads 1 to A-1 as text, null where missing."""
         texts = pl.Series([None, *self.values.ids], dtype=pl.String)

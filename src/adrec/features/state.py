@@ -7,6 +7,7 @@ gives is strictly older than the request.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +40,7 @@ from adrec.schema import (
 _MS_PER_HOUR = 3_600_000.0
 _ROW = "adrec:row"  # no field's name
 _KEY_BITS = 31  # of the second column of a counter's key
+_ROW_MASK = (1 << _KEY_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,25 @@ class State:
             elif joins:
                 history.amend(user, ad, visitor.at_ms, bits)
 
+    def forget(self, user_id: str) -> None:
+        """Erase what is known of a user: fields, histories, and counters of the user's own.
+
+        Counters that many users share keep what this one did.
+        """
+        row = self.users.row(user_id)
+        if not row:
+            return
+        for history in self.histories:
+            history.forget(row)
+        for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
+            if USER_ID in spec.columns:
+                behind = len(spec.columns) - 1 - spec.columns.index(USER_ID)
+                counter.forget(partial(_is_of, row, _KEY_BITS * behind))
+        if row < len(self.static):
+            rows = np.arange(len(self.static))
+            rows[row] = 0
+            self.static = self.static.take(rows)
+
     @property
     def met(self) -> list[History]:
         """The histories of ads that were met positively, not merely shown."""
@@ -415,6 +436,11 @@ class State:
 
     def _join(self, parts: Sequence[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
         return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0), np.float32)
+
+
+def _is_of(user: int, shift: int, key: int) -> bool:
+    """Whether a counter's key is of a user, whose row stands `shift` bits from its end."""
+    return (key >> shift) & _ROW_MASK == user
 
 
 def first_rows(frame: pl.DataFrame, schema: Schema) -> NDArray[np.int64]:

@@ -1,0 +1,358 @@
+"""HTTP: the requests' application and the admin's.
+
+Handlers translate; what is done stands in `service.py`. Errors become status codes: 422 for what
+cannot be answered as it was asked, 429 for what cannot be answered in time, 503 for events that
+cannot be written, and 413 for bodies that are too large.
+"""
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import SecretStr
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
+from adrec.errors import RequestError as AskedWrongError
+from adrec.serving.metrics import Metrics
+from adrec.serving.service import Answered, Service
+from adrec.serving.wire import (
+    AdInfo,
+    AdsIn,
+    AdsOut,
+    BatchIn,
+    BatchOut,
+    ErrorOut,
+    EventsIn,
+    EventsOut,
+    RecommendIn,
+    RecommendOut,
+    Rejected,
+    StatusIn,
+    UserOut,
+)
+from adrec.version import __version__
+
+T = TypeVar("T")
+AdId = Annotated[str, Path(max_length=512)]
+_REFUSED = {"model": ErrorOut}
+_TOLD = 10  # problems of a body, at most
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application that answers requests."""
+    metrics = Metrics(
+        waiting=lambda: float(service.batcher.waiting),
+        unwritten=lambda: float(service.journal.waiting),
+    )
+    app = FastAPI(
+        title="adrec",
+        version=__version__,
+        summary="Recommended ads, and what came of them.",
+        responses={422: _REFUSED},
+    )
+    app.state.service, app.state.metrics = service, metrics
+    app.add_middleware(_Guard, metrics=metrics, most_bytes=service.config.limits.body_bytes)
+    _handle_errors(app)
+    events_only = [Depends(_bearer(service.config.events_token))]
+
+    @app.post(
+        "/v1/recommend",
+        response_model=RecommendOut | BatchOut,
+        responses={429: _REFUSED},
+        tags=["ads"],
+    )
+    async def recommend(asked: RecommendIn | BatchIn) -> Response:
+        """The best ads for one request, or for each of several."""
+        if isinstance(asked, RecommendIn):
+            return _json(_noted(metrics, await _until_done(service.recommend(asked))).as_json())
+        _at_most(len(asked.requests), service.config.limits.requests, "requests")
+        found = await asyncio.gather(*(_answer_or_why(service, one) for one in asked.requests))
+        return _json(
+            {
+                "answers": [
+                    {"detail": one} if isinstance(one, str) else _noted(metrics, one).as_json()
+                    for one in found
+                ]
+            }
+        )
+
+    @app.post(
+        "/v1/events",
+        response_model=EventsOut,
+        responses={401: _REFUSED, 503: _REFUSED},
+        dependencies=events_only,
+        tags=["events"],
+    )
+    async def events(reported: EventsIn) -> EventsOut:
+        """Report what came of ads. Those accepted are on disk; the next request knows of them."""
+        _at_most(len(reported.events), service.config.limits.events, "events")
+        taken = await run_in_threadpool(service.take_events, reported.events)
+        added = await _until_done(taken.written)
+        for event in added:
+            metrics.events.labels(event.kind, "accepted").inc()
+        rejected = [Rejected(event_id=key, reason=reason) for key, reason in taken.rejected]
+        if rejected:
+            metrics.events.labels("", "rejected").inc(len(rejected))
+        there = len(reported.events) - len(rejected) - len(added)
+        return EventsOut(accepted=len(added), duplicates=there, rejected=rejected)
+
+    @app.get("/v1/ads", tags=["catalogue"])
+    async def list_ads(
+        search: Annotated[str, Query(max_length=512, description="Part of an id.")] = "",
+        limit: Annotated[int, Query(ge=1)] = 20,
+    ) -> AdsOut:
+        """Ads of the catalogue."""
+        _at_most(limit, service.config.limits.ads, "ads")
+        total, ads = await run_in_threadpool(service.find_ads, search, limit)
+        return AdsOut(total=total, ads=ads)
+
+    @app.put(
+        "/v1/ads", status_code=204, responses={401: _REFUSED}, dependencies=events_only,
+        tags=["catalogue"],
+    )  # fmt: skip
+    async def put_ads(put: AdsIn) -> None:
+        """Add ads, or change those whose id is known; the next request knows of them."""
+        _at_most(len(put.ads), service.config.limits.ads, "ads")
+        await run_in_threadpool(service.put_ads, put.ads)
+
+    @app.get("/v1/ads/{ad_id}", responses={404: _REFUSED}, tags=["catalogue"])
+    async def get_ad(ad_id: AdId) -> AdInfo:
+        """One ad."""
+        found = service.ad(ad_id)
+        if found is None:
+            raise HTTPException(404, f"there is no ad '{ad_id}'")
+        return found
+
+    @app.put(
+        "/v1/ads/{ad_id}/status",
+        status_code=204,
+        responses={401: _REFUSED, 404: _REFUSED},
+        dependencies=events_only,
+        tags=["catalogue"],
+    )
+    async def set_status(ad_id: AdId, wanted: StatusIn) -> None:
+        """Pause an ad, or show it again."""
+        await _change(service, ad_id, wanted.status)
+
+    @app.delete(
+        "/v1/ads/{ad_id}",
+        status_code=204,
+        responses={401: _REFUSED, 404: _REFUSED},
+        dependencies=events_only,
+        tags=["catalogue"],
+    )
+    async def delete_ad(ad_id: AdId) -> None:
+        """Take an ad away."""
+        await _change(service, ad_id, "removed")
+
+    @app.get("/v1/users/{user_id}", tags=["users"])
+    async def get_user(user_id: Annotated[str, Path(max_length=512)]) -> UserOut:
+        """What is known of a user now."""
+        return service.user(user_id)
+
+    @app.get("/v2/health/live", tags=["health"])
+    async def live() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "live"}
+
+    @app.get("/v2/health/ready", responses={503: _REFUSED}, tags=["health"])
+    async def ready() -> dict[str, str]:
+        """Whether requests are answered and events can be written."""
+        await run_in_threadpool(service.check_ready)
+        return {"status": "ready"}
+
+    @app.get("/v2/models/adrec", tags=["health"])
+    async def model() -> dict[str, Any]:
+        """The version that answers, and those that could."""
+        return _about(service)
+
+    @app.get("/v2/models/adrec/ready", tags=["health"])
+    async def model_ready() -> dict[str, str]:
+        """Whether the model answers."""
+        return {"status": "ready", "version": service.current.name}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics_page() -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
+    """The application that changes what is served; for a port of its own."""
+    app = FastAPI(
+        title="adrec admin",
+        version=__version__,
+        dependencies=[Depends(_bearer(service.config.admin_token))],
+        responses={401: _REFUSED, 409: _REFUSED},
+    )
+    _handle_errors(app)
+
+    async def change(work: Callable[[], Any]) -> dict[str, Any]:
+        try:
+            await run_in_threadpool(work)
+        except BundleError:
+            metrics.swaps.labels("refused").inc()
+            raise
+        metrics.swaps.labels("done").inc()
+        return _about(service)
+
+    @app.post("/admin/swap")
+    async def swap(
+        version: Annotated[str | None, Query(description="None: the one published last.")] = None,
+    ) -> dict[str, Any]:
+        """Have another version answer. One that is damaged is refused, and the old one goes on."""
+        return await change(lambda: service.versions.swap(version))
+
+    @app.post("/admin/rollback")
+    async def rollback() -> dict[str, Any]:
+        """Have the version answer that did before."""
+        return await change(service.versions.rollback)
+
+    @app.post("/admin/prune")
+    async def prune() -> dict[str, int]:
+        """Delete slates and events that are older than the settings allow."""
+        return {"slates": await run_in_threadpool(service.prune)}
+
+    @app.delete("/admin/users/{user_id}")
+    async def erase(user_id: Annotated[str, Path(max_length=512)]) -> dict[str, int]:
+        """Erase a user from the state and from the log."""
+        return {"slates": await run_in_threadpool(service.erase_user, user_id)}
+
+    return app
+
+
+class _Guard:
+    """Refuses bodies that are too large, counts requests, and tells how long they took."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, most_bytes: int) -> None:
+        self._app, self._metrics, self._most_bytes = app, metrics, most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, seen, status = time.perf_counter(), 0, 500
+        why = f"the body is larger than {self._most_bytes:,} bytes"
+
+        async def receive_some() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._most_bytes:
+                raise HTTPException(413, why)
+            return message
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+            if announced.isdigit() and int(announced) > self._most_bytes:
+                await JSONResponse({"detail": why}, 413)(scope, receive, send_noting)
+            else:
+                await self._app(scope, receive_some, send_noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - begun)
+
+
+def _handle_errors(app: FastAPI) -> None:
+    statuses: dict[type[AdRecError], int] = {
+        AskedWrongError: 422,
+        DataError: 422,
+        OverloadError: 429,
+        EventLogError: 503,
+        BundleError: 409,
+    }
+
+    async def handle(request: Request, error: Exception) -> Response:
+        status = next(code for kind, code in statuses.items() if isinstance(error, kind))
+        headers = {"Retry-After": "1"} if status in (429, 503) else {}
+        if status == 429:
+            app.state.metrics.refused.inc()
+        return JSONResponse({"detail": str(error)}, status, headers)
+
+    async def handle_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        problems = [  # without the values: they may be long, or no JSON
+            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+        ]
+        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+        return JSONResponse({"detail": "; ".join(problems[:_TOLD]) + more}, 422)
+
+    for kind in statuses:
+        app.add_exception_handler(kind, handle)
+    app.add_exception_handler(RequestValidationError, handle_invalid)
+
+
+def _bearer(token: SecretStr | None) -> Callable[[Request], Awaitable[None]]:
+    async def check(request: Request) -> None:
+        if token is None:
+            return
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, b"Bearer " + token.get_secret_value().encode()):
+            raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+async def _until_done(future: "Future[T]") -> T:
+    return await asyncio.wrap_future(future)
+
+
+async def _answer_or_why(service: Service, asked: RecommendIn) -> Answered | str:
+    try:
+        return await _until_done(service.recommend(asked))
+    except (AskedWrongError, OverloadError) as error:
+        return str(error)
+
+
+async def _change(
+    service: Service, ad_id: str, status: Literal["active", "paused", "removed"]
+) -> None:
+    if service.ad(ad_id) is None:
+        raise HTTPException(404, f"there is no ad '{ad_id}'")
+    await run_in_threadpool(service.set_status, ad_id, status)
+
+
+def _noted(metrics: Metrics, answered: Answered) -> Answered:
+    metrics.answers.labels(answered.slate.version).inc()
+    for stage, ms in answered.slate.stage_ms.items():
+        metrics.stages.labels(stage).observe(ms / 1000.0)
+    return answered
+
+
+def _at_most(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise HTTPException(422, f"{count} {what}; send or ask for at most {most}")
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
+
+
+def _about(service: Service) -> dict[str, Any]:
+    backend = service.current.recommender.runtime.backend
+    return {
+        "name": "adrec",
+        "version": service.current.name,
+        "previous": service.versions.previous,
+        "versions": service.versions.names(),
+        "ads": len(service.current.recommender.index),
+        "engine": backend.engine,
+        "precision": backend.precision,
+    }

@@ -1,0 +1,51 @@
+"""What a server is told: where it listens, what it allows, who may do what."""
+
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+
+from adrec.schema import Strict
+from adrec.serving.batching import BatchingConfig
+
+Token = Annotated[SecretStr, Field(min_length=16)]
+
+
+class Limits(Strict):
+    """What a request may be; more is refused with its reason."""
+
+    body_bytes: int = Field(default=1_000_000, ge=1_000)
+    """Of a body."""
+    requests: int = Field(default=64, ge=1)
+    """Requests in a batch."""
+    events: int = Field(default=1_000, ge=1)
+    """Events in a body."""
+    ads: int = Field(default=1_000, ge=1)
+    """Ads in a body, and of an answer that lists them."""
+    k: int = Field(default=100, ge=1)
+    """Ads of an answer."""
+
+
+class ServerConfig(Strict):
+    """A server of one model version."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at, of the requests' port and of the admin's."""
+    port: int = Field(default=8000, ge=0, le=65_535)
+    """Of the requests; 0: any that is free."""
+    admin_port: int = Field(default=8001, ge=0, le=65_535)
+    """Of the commands that change what is served; 0: any that is free."""
+    timeout_ms: float = Field(default=100.0, gt=0.0, le=60_000.0)
+    """Deadline of a request that brings none."""
+    events_token: Token | None = None
+    """What `Authorization: Bearer` has to hold to report events and to change ads; None: anyone
+    may."""
+    admin_token: Token | None = None
+    """The same for the admin's port; None: anyone who reaches it."""
+    events: str | None = None
+    """SQLAlchemy URL of the event log. None: SQLite in the run's folder, `events.db`."""
+    keep_days: int | None = Field(default=None, ge=1)
+    """Days after which slates and events are deleted; None: never."""
+    drain_s: float = Field(default=10.0, ge=0.0)
+    """Longest that requests in work are waited for at the end."""
+    batching: BatchingConfig = BatchingConfig()
+    limits: Limits = Limits()

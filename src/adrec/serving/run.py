@@ -1,0 +1,93 @@
+"""Run: both applications of a service on their ports, until a signal ends them.
+
+On SIGTERM or Ctrl-C no more connections are taken, requests in work are answered, what waits is
+written to the log, and the process ends.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from adrec.errors import ConfigError
+from adrec.serving.app import create_admin_app, create_app
+from adrec.serving.service import Service
+
+_BACKLOG = 2_048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen at {host}, port {port}: {error.strerror}") from error
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def run(service: Service, *, ready: Callable[[str, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT; the service is closed then.
+
+    Args:
+        service: what answers.
+        ready: told the addresses of the requests and of the admin once both listen.
+
+    Raises:
+        ConfigError: an address cannot be had.
+    """
+    config = service.config
+    listeners = [listen(config.host, config.port), listen(config.host, config.admin_port)]
+    app = create_app(service)
+    apps = [app, create_admin_app(service, app.state.metrics)]
+    servers = [
+        _Server(
+            uvicorn.Config(
+                one,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=round(config.drain_s),
+                lifespan="off",
+            )
+        )
+        for one in apps
+    ]
+    addresses = [f"http://{config.host}:{one.getsockname()[1]}" for one in listeners]
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            for server in servers:
+                server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        ready(*addresses)
+        await asyncio.gather(
+            *(server.serve([one]) for server, one in zip(servers, listeners, strict=True))
+        )
+
+    try:
+        asyncio.run(serve())
+    finally:
+        service.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that leaves signals to us: two of them run in one process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

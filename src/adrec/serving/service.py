@@ -1,0 +1,296 @@
+"""Service: what a server does, without HTTP. It joins versions, batching and the journal."""
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adrec.data.event_log import AdChange, AdStatus, Event, EventLog, LoggedSlate, Shown
+from adrec.data.parsing import as_text
+from adrec.errors import RequestError
+from adrec.inference.threads import use_threads
+from adrec.recommender import Recommender, Request, Slate
+from adrec.serving.batching import Batcher
+from adrec.serving.config import ServerConfig
+from adrec.serving.feed import kinds
+from adrec.serving.journal import Journal
+from adrec.serving.versions import Loaded, Versions
+from adrec.serving.wire import AdInfo, EventIn, RecommendIn, UserOut, answer
+
+_ELSEWHERE = "elsewhere"
+"""Version of slates that another server answered with."""
+_MS_PER_DAY = 86_400_000
+_READY_S = 2.0
+_EARLY_MS = 60_000  # an event may be ahead of our clock by so much
+
+
+@dataclass(frozen=True)
+class _Ask:
+    request: Request
+    k: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A slate with its entry in the log, and the currency of its prices."""
+
+    logged: LoggedSlate
+    slate: Slate
+    currency: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """`RecommendOut`."""
+        return answer(self.logged, self.slate, self.currency)
+
+
+@dataclass(frozen=True)
+class EventsTaken:
+    """Events on their way to the log."""
+
+    rejected: list[tuple[str, str]]
+    """Ids of those that are not taken, and why."""
+    written: "Future[list[Event]]"
+    """Those that were new, once all are on disk."""
+
+
+class Service:
+    """A model version behind a queue, its event log, and what changes either."""
+
+    def __init__(
+        self,
+        folder: Path,
+        log: EventLog,
+        config: ServerConfig,
+        *,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """Load the version that a run's `current` names, and begin.
+
+        Args:
+            folder: of a run or a version.
+            log: of slates and events; closed with the service.
+            config: what is allowed.
+            clock: UTC milliseconds.
+
+        Raises:
+            BundleError: there is no version, or it is damaged.
+        """
+        use_threads(1)
+        self.config, self._log, self._clock = config, log, clock
+        self.versions = Versions(folder, log, clock=clock)
+        self.journal = Journal(log, on_commit=self.versions.tell)
+        self.batcher: Batcher[_Ask, Answered] = Batcher(
+            self._answer, config.batching, begin_thread=lambda: use_threads(1)
+        )
+
+    @property
+    def current(self) -> Loaded:
+        """The version that answers."""
+        return self.versions.current
+
+    def recommend(self, asked: RecommendIn) -> "Future[Answered]":
+        """Have a request answered.
+
+        Raises:
+            OverloadError: it cannot be answered in time.
+            RequestError: more ads are asked for than are allowed.
+        """
+        if asked.k > self.config.limits.k:
+            raise RequestError(f"k is {asked.k}; ask for at most {self.config.limits.k} ads")
+        timeout_ms = asked.timeout_ms or self.config.timeout_ms
+        ask = _Ask(asked.request(self._clock()), asked.k)
+        return self.batcher.submit(ask, timeout_ms / 1000.0)
+
+    def take_events(self, events: Sequence[EventIn]) -> EventsTaken:
+        """Write events to the log; those that make no sense are left out. It may read the log."""
+        known = self.journal.find({event.request_id for event in events})
+        slates: dict[str, LoggedSlate] = {}
+        taken: list[Event] = []
+        rejected: list[tuple[str, str]] = []
+        for event in events:
+            slate = known.get(event.request_id) or slates.get(event.request_id)
+            if slate is None and (event.user is not None or event.context is not None):
+                slate = slates[event.request_id] = self._from_elsewhere(event)
+            reason = self._odd(event, slate)
+            if reason is None:
+                taken.append(self._event(event))
+            else:
+                rejected.append((event.event_id, reason))
+        return EventsTaken(rejected, self.journal.append(list(slates.values()), taken))
+
+    def put_ads(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add or change ads, for good.
+
+        Raises:
+            DataError: lists every value that does not fit; no ad is changed.
+        """
+        name = self.current.recommender.state.schema.ad_id
+        self.versions.change_ads(
+            [
+                AdChange(ad_id=as_text(row.get(name)) or "", status="active", fields=row)
+                for row in rows
+            ]
+        )
+
+    def set_status(self, ad_id: str, status: AdStatus) -> None:
+        """Show an ad, show it no more, or take it away.
+
+        Raises:
+            DataError: it is unknown, or was removed.
+        """
+        self.versions.change_ads([AdChange(ad_id=ad_id, status=status)])
+
+    def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
+        """Ads whose id contains a text: how many there are, and the first few."""
+        recommender = self.current.recommender
+        catalogue = recommender.index.now.about.catalogue
+        ids = catalogue.directory.ids
+        if not text:
+            rows: Sequence[int] = range(1, len(ids) + 1)
+        else:
+            rows = [row for row, ad in enumerate(ids, 1) if text.casefold() in ad.casefold()]
+        return len(rows), [ad_info(recommender, row) for row in rows[:count]]
+
+    def ad(self, ad_id: str) -> AdInfo | None:
+        """An ad of the catalogue."""
+        recommender = self.current.recommender
+        row = recommender.index.now.about.catalogue.directory.row(ad_id)
+        return ad_info(recommender, row) if row else None
+
+    def user(self, user_id: str) -> UserOut:
+        """What is known of a user now."""
+        recommender = self.current.recommender
+        histories = recommender.histories(user_id, self._clock())
+        known = bool(recommender.state.users.row(user_id))
+        return UserOut(user=user_id, known=known, histories=histories)
+
+    def check_ready(self) -> None:
+        """Whether events can be written.
+
+        Raises:
+            EventLogError: they cannot.
+        """
+        self.journal.append([], []).result(timeout=_READY_S)
+
+    def erase_user(self, user_id: str) -> int:
+        """Erase a user from the state and from the log; returns how many slates there were."""
+        self.current.recommender.forget(user_id)
+        return self._log.erase_user(user_id)
+
+    def prune(self) -> int:
+        """Delete what is older than the settings allow; returns how many slates."""
+        if self.config.keep_days is None:
+            return 0
+        return self._log.prune(self._clock() - self.config.keep_days * _MS_PER_DAY)
+
+    def close(self) -> None:
+        """Answer what waits, write what waits, and end."""
+        self.batcher.close()
+        self.journal.close()
+        self._log.close()
+
+    def _answer(self, asks: Sequence[_Ask]) -> Sequence[Answered | Exception]:
+        """Answer a batch; all of it by one version."""
+        current = self.versions.current
+        recommender = current.recommender
+        most = max(ask.k for ask in asks)
+        try:
+            slates: list[Slate | Exception] = list(
+                recommender.recommend_batch([ask.request for ask in asks], most)
+            )
+        except RequestError:
+            slates = [_one(recommender, ask) for ask in asks]
+        schema = recommender.state.schema
+        currency = schema.currency if schema.bid_micros is not None else None
+        found: list[Answered | Exception] = []
+        for ask, slate in zip(asks, slates, strict=True):
+            if isinstance(slate, Exception):
+                found.append(slate)
+            else:
+                slate = replace(slate, ads=slate.ads[: ask.k])
+                found.append(Answered(_logged(ask.request, slate), slate, currency))
+        self.journal.note([one.logged for one in found if isinstance(one, Answered)])
+        return found
+
+    def _from_elsewhere(self, event: EventIn) -> LoggedSlate:
+        return LoggedSlate(
+            request_id=event.request_id,
+            at_ms=self._clock() if event.at_ms is None else event.at_ms,
+            user_id=as_text(event.user),
+            version=_ELSEWHERE,
+            ads=(Shown(ad_id=as_text(event.ad_id) or ""),),
+            context=event.context or {},
+        )
+
+    def _odd(self, event: EventIn, slate: LoggedSlate | None) -> str | None:
+        """Why an event is not taken, if so."""
+        allowed = kinds(self.current.recommender.state.schema.tasks)
+        if event.kind not in allowed:
+            return f"kind is '{event.kind}'; choose {', '.join(allowed)}"
+        if event.at_ms is not None and event.at_ms > self._clock() + _EARLY_MS:
+            return f"at_ms is {event.at_ms}, which is in the future"
+        if slate is None:
+            return (
+                f"no answer has the request_id '{event.request_id}'; for an ad that was shown "
+                "elsewhere, give user or context"
+            )
+        if slate.version == _ELSEWHERE:
+            try:
+                self.current.recommender.check(Request(user=slate.user_id, context=slate.context))
+            except RequestError as error:
+                return str(error)
+        if as_text(event.ad_id) not in {ad.ad_id for ad in slate.ads}:
+            return f"answer '{event.request_id}' has no ad '{event.ad_id}'"
+        return None
+
+    def _event(self, event: EventIn) -> Event:
+        return Event(
+            event_id=event.event_id,
+            kind=event.kind,
+            request_id=event.request_id,
+            ad_id=as_text(event.ad_id) or "",
+            at_ms=self._clock() if event.at_ms is None else event.at_ms,
+            value=event.value,
+        )
+
+
+def ad_info(recommender: Recommender, row: int) -> AdInfo:
+    """What is known of an ad of the catalogue."""
+    now = recommender.index.now
+    catalogue, active = now.about.catalogue, now.about.eligibility.active
+    at_1 = np.array([row])
+    status: AdStatus = "active" if active is None or active.has(at_1)[0] else "paused"
+    if not now.has(at_1)[0]:
+        status = "removed"
+    bids = recommender.state.schema.bid_micros is not None
+    return AdInfo(
+        ad_id=catalogue.directory.id(row),
+        status=status,
+        bid_micros=int(catalogue.bid_micros_A[row]) if bids else None,
+        fields={name: column.value(row) for name, column in catalogue.raw.items()},
+    )
+
+
+def _one(recommender: Recommender, ask: _Ask) -> Slate | Exception:
+    try:
+        return recommender.recommend_batch([ask.request], ask.k)[0]
+    except RequestError as error:
+        return error
+
+
+def _logged(request: Request, slate: Slate) -> LoggedSlate:
+    assert request.at_ms is not None
+    return LoggedSlate(
+        request_id=uuid.uuid4().hex,
+        at_ms=request.at_ms,
+        user_id=slate.user,
+        version=slate.version,
+        ads=tuple(Shown(ad_id=ad.ad_id, propensity=ad.propensity) for ad in slate.ads),
+        context=request.context,
+        profile=request.profile,
+    )

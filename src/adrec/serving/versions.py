@@ -1,0 +1,150 @@
+"""Versions: the model version that answers, and its change while requests are answered.
+
+A version is loaded, verified, told the log's events since its training, and warmed, all beside the
+one that answers; then it takes that one's place by one assignment. Whoever answers takes `current`
+once for all that belongs together, so no answer mixes versions; the old one is let go when the last
+answer that began with it is done. A version that cannot be loaded changes nothing.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from adrec.bundle import Bundle, find_version, run_of
+from adrec.data.event_log import AdChange, Event, EventLog, LoggedSlate
+from adrec.errors import BundleError
+from adrec.recommender import Recommender, Request
+from adrec.serving.feed import Feed
+
+_WARM_USERS = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that can answer."""
+
+    name: str
+    folder: Path
+    recommender: Recommender
+    feed: Feed
+
+
+class Versions:
+    """The version that answers, and those that could."""
+
+    def __init__(self, folder: Path, log: EventLog, *, clock: Callable[[], int]) -> None:
+        """Load the version that a run's `current` names, or a version's own folder.
+
+        Args:
+            folder: of a run or a version.
+            log: whose events the version is told.
+            clock: time of requests, UTC milliseconds.
+
+        Raises:
+            BundleError: there is none, or it is damaged.
+        """
+        self._run, self._log, self._clock = run_of(folder), log, clock
+        self._swapping, self._telling = threading.Lock(), threading.Lock()
+        self.current = self._load(find_version(folder))
+        self.previous: str | None = None
+        """Name of the version that answered before."""
+
+    def names(self) -> list[str]:
+        """All published versions of the run, the oldest first."""
+        return sorted(path.name for path in (self._run / "versions").glob("2*") if path.is_dir())
+
+    def swap(self, name: str | None = None) -> Loaded:
+        """Have another version answer.
+
+        Args:
+            name: of the version; None: the one that the run's `current` names now.
+
+        Raises:
+            BundleError: it is missing or damaged; the old one goes on.
+        """
+        with self._swapping:
+            if name is None:
+                folder = find_version(self._run)
+            elif name in self.names():
+                folder = self._run / "versions" / name
+            else:
+                raise BundleError(
+                    f"there is no version '{name}' in {self._run}; there are "
+                    + ", ".join(self.names())
+                )
+            loaded = self._load(folder)
+            with self._telling:
+                loaded.feed.catch_up(self._log)
+                self.previous = self.current.name
+                self.current = loaded
+            _log.info("version %s answers, %s no more", loaded.name, self.previous)
+            return loaded
+
+    def rollback(self) -> Loaded:
+        """Have the version answer that did before.
+
+        Raises:
+            BundleError: there was none, or it is gone.
+        """
+        if self.previous is None:
+            raise BundleError("no other version has answered since the server was started")
+        return self.swap(self.previous)
+
+    def change_ads(self, changes: Sequence[AdChange]) -> None:
+        """Change ads for good: in the version that answers, and in those that will.
+
+        Raises:
+            DataError: a value does not fit, or an ad is unknown.
+        """
+        with self._swapping:
+            change_ads(self.current.recommender, changes)
+            self._log.change_ads(changes)
+
+    def tell(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
+        """Tell the version that answers what was added to the log; for `GroupCommit`."""
+        if not events:
+            return
+        of_request = {slate.request_id: slate for slate in slates}
+        unknown = {event.request_id for event in events} - of_request.keys()
+        of_request |= self._log.slates(unknown)
+        with self._telling:
+            self.current.feed.tell(self._log, events, of_request)
+
+    def _load(self, folder: Path) -> Loaded:
+        bundle = Bundle.open(folder)
+        recommender = Recommender.load(folder, clock=self._clock)
+        restore_ads(recommender, self._log.ad_changes())
+        feed = Feed(recommender, log_end_ms=bundle.manifest.log_end_ms)
+        feed.catch_up(self._log)
+        users: list[str | None] = [*recommender.state.users.ids[:_WARM_USERS], None]
+        for count in (1, len(users)):
+            recommender.recommend_batch([Request(user=user) for user in users[:count]])
+        return Loaded(folder.name, folder, recommender, feed)
+
+
+def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
+    """Change the ads of a recommender: those with fields first, then each status in turn.
+
+    Raises:
+        DataError: a value does not fit, or an ad is unknown; what went before stays changed.
+    """
+    ads = recommender.ads
+    if rows := [change.fields for change in changes if change.fields is not None]:
+        ads.put(rows)
+    for status, change in (("paused", ads.pause), ("removed", ads.remove), ("active", ads.resume)):
+        some = [c.ad_id for c in changes if c.status == status and c.fields is None]
+        if some:
+            change(some)
+
+
+def restore_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
+    """Have ads stand as they stood: a version may lack some that were changed, and has others."""
+    put = [replace(change, status="active") for change in changes if change.fields is not None]
+    change_ads(recommender, put)
+    known = recommender.index.now.about.catalogue.directory
+    rest = [c for c in changes if c.status != "active" and known.row(c.ad_id)]
+    change_ads(recommender, [replace(change, fields=None) for change in rest])

@@ -1,0 +1,273 @@
+"""HTTP: what is asked, what is answered, and what is refused."""
+
+import json
+
+import pytest
+
+from adrec.bundle import Bundle
+from adrec.recommender import Recommender
+
+EVENTS_TOKEN, ADMIN_TOKEN = "events-token-of-a-test", "admin-token-of-a-test"
+
+
+def event(answer, kind="impression", ad=0, event_id=None, **values):
+    ad_id = answer["ads"][ad]["ad_id"]
+    key = event_id or f"{answer['request_id']}-{ad_id}-{kind}"
+    request = answer["request_id"]
+    return {"event_id": key, "kind": kind, "request_id": request, "ad_id": ad_id} | values
+
+
+class TestRecommend:
+    def test_answers_what_the_recommender_would(self, server):
+        loaded = Recommender.load(server.run, clock=server.clock)
+        expected = loaded.recommend(user="17", k=3, context={"device": "mobile"})
+        answer = server.recommend(user="17", k=3, context={"device": "mobile"})
+        assert [ad["ad_id"] for ad in answer["ads"]] == [ad.ad_id for ad in expected.ads]
+        for found, ad in zip(answer["ads"], expected.ads, strict=True):
+            assert found["scores"] == pytest.approx(dict(ad.scores), abs=1e-6)
+            assert found["value_micros"] == pytest.approx(ad.value_micros, abs=1)
+            assert found["price_micros"] == found["value_micros"]
+            assert (found["currency"], found["propensity"]) == ("USD", 1.0)
+        assert [ad["position"] for ad in answer["ads"]] == [1, 2, 3]
+        assert answer["version"] == expected.version
+        assert set(answer["stage_ms"]) == {
+            "features", "retrieve", "rank", "order",
+        }  # fmt: skip
+        assert answer["at_ms"] == server.clock.now_ms
+        assert not answer["degraded"]
+
+    def test_a_number_is_a_user_too(self, server):
+        assert server.recommend(user=17)["user"] == "17"
+
+    def test_filters(self, server):
+        ads = server.recommend(user="17", k=5)["ads"]
+        less = server.recommend(user="17", k=5, exclude=[ads[0]["ad_id"]])["ads"]
+        assert ads[0]["ad_id"] not in {ad["ad_id"] for ad in less}
+        info = server.http.get(f"/v1/ads/{ads[0]['ad_id']}").json()
+        name, value = next((n, v) for n, v in info["fields"].items() if v is not None)
+        only = server.recommend(user="17", k=5, only={name: [value]})["ads"]
+        assert only
+        for ad in only:
+            fields = server.http.get(f"/v1/ads/{ad['ad_id']}").json()["fields"]
+            assert fields[name] == value
+
+    def test_a_batch_is_answered_one_by_one(self, server):
+        asked = [{"user": "17", "k": 2}, {"user": "3", "context": {"nonsense": 1}}, {"k": 1}]
+        found = server.http.post("/v1/recommend", json={"requests": asked}).json()["answers"]
+        assert [len(one.get("ads", [])) for one in found] == [2, 0, 1]
+        assert "no field called nonsense" in found[1]["detail"]
+        alone = server.recommend(user="17", k=2)
+        assert [ad["ad_id"] for ad in found[0]["ads"]] == [ad["ad_id"] for ad in alone["ads"]]
+
+    def test_exploration_tells_its_propensities(self, serve, run_copy):
+        version = Bundle.open(run_copy).path
+        manifest = json.loads((version / "manifest.json").read_text())
+        manifest["serving"]["epsilon"] = 1.0
+        (version / "manifest.json").write_text(json.dumps(manifest))
+        server = serve(run_copy)
+        answers = [server.recommend(user="17", k=3) for _ in range(4)]
+        shares = {ad["propensity"] for answer in answers for ad in answer["ads"]}
+        assert len(shares) == 1  # one in all that the ranker looked at
+        assert 0.0 < shares.pop() < 0.2
+        assert len({tuple(ad["ad_id"] for ad in answer["ads"]) for answer in answers}) > 1
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ({"user": "17", "context": {"nonsense": 1}}, "no field called nonsense"),
+            ({"user": "17", "k": 0}, "greater than or equal to 1"),
+            ({"user": "17", "k": 101}, "at most 100 ads"),
+            ({"user": "17", "surprise": 1}, "Extra inputs"),
+            ({"requests": []}, "at least 1"),
+            ({"requests": [{}] * 65}, "at most 64"),
+            ({"user": "17", "context": {"device": {"a": 1}}}, "valid"),
+            ({"user": "x" * 513}, "at most 512"),
+            ({"user": "17", "only": {"nonsense": ["1"]}}, "nonsense"),
+        ],
+    )
+    def test_with_the_reason(self, server, body, reason):
+        found = server.http.post("/v1/recommend", json=body)
+        assert found.status_code == 422
+        assert reason in found.text
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"NaN", b"null"])
+    def test_what_is_no_request(self, server, body):
+        found = server.http.post(
+            "/v1/recommend", content=body, headers={"content-type": "application/json"}
+        )
+        assert found.status_code in (400, 422)
+
+    def test_a_body_that_is_too_large(self, serve):
+        server = serve(limits={"body_bytes": 2_000})
+        body = json.dumps({"user": "17", "exclude": ["x" * 100] * 50}).encode()
+        found = server.http.post("/v1/recommend", content=body)
+        assert (found.status_code, "2,000 bytes" in found.text) == (413, True)
+
+        def in_parts():
+            yield body[:1_500]
+            yield body[1_500:]
+
+        found = server.http.post(  # does not say how long it is
+            "/v1/recommend", content=in_parts(), headers={"content-type": "application/json"}
+        )
+        assert (found.status_code, "2,000 bytes" in found.text) == (413, True)
+
+    def test_what_cannot_be_answered_in_time(self, server):
+        server.service.batcher.close()
+        found = server.http.post("/v1/recommend", json={"user": "17"})
+        assert found.status_code == 429
+        assert found.headers["retry-after"] == "1"
+        assert "adrec_refused_total 1.0" in server.http.get("/metrics").text
+
+
+class TestEvents:
+    def test_the_next_request_knows_of_them(self, server):
+        before = server.recommend(user="new here", k=4)
+        assert not server.http.get("/v1/users/new here").json()["known"]
+        taken = server.report(event(before), event(before, "click"), event(before, ad=1))
+        assert taken == {"accepted": 3, "duplicates": 0, "rejected": []}
+        server.clock.now_ms += 24 * 3_600_000  # whatever the tasks' delays
+        user = server.http.get("/v1/users/new here").json()
+        assert user["known"]
+        clicked = [item for items in user["histories"].values() for item in items]
+        assert {item["ad_id"] for item in clicked} >= {before["ads"][0]["ad_id"]}
+        after = server.recommend(user="new here", k=4)
+        scores = {ad["ad_id"]: ad["scores"]["click"] for ad in after["ads"]}
+        assert scores != {ad["ad_id"]: ad["scores"]["click"] for ad in before["ads"]}
+
+    def test_each_counts_once(self, server):
+        answer = server.recommend(user="17")
+        assert server.report(event(answer), event(answer))["accepted"] == 1
+        taken = server.report(event(answer), event(answer, "click"))
+        assert (taken["accepted"], taken["duplicates"]) == (1, 1)
+
+    def test_those_that_make_no_sense_are_told(self, server):
+        answer = server.recommend(user="17", k=1)
+        odd = [
+            event(answer, "glance"),
+            event(answer, event_id="e2") | {"request_id": "unknown"},
+            event(answer, event_id="e3") | {"ad_id": "no such ad"},
+            event(answer, event_id="e4", at_ms=server.clock.now_ms + 3_600_000),
+            event(answer, event_id="e5") | {"request_id": "mine", "context": {"nonsense": 1}},
+        ]
+        taken = server.report(*odd, event(answer))
+        assert taken["accepted"] == 1
+        reasons = [one["reason"] for one in taken["rejected"]]
+        expected = ("kind is 'glance'", "no answer has", "has no ad", "in the future", "nonsense")
+        assert len(reasons) == len(expected)
+        assert all(part in reason for part, reason in zip(expected, reasons, strict=True))
+
+    def test_of_an_ad_that_was_shown_elsewhere(self, server):
+        ad = server.http.get("/v1/ads?limit=1").json()["ads"][0]["ad_id"]
+        shown = {"kind": "impression", "request_id": "mine", "ad_id": ad, "user": "from elsewhere"}
+        clicked = {"event_id": "b", "kind": "click", "request_id": "mine", "ad_id": ad}
+        assert server.report({"event_id": "a"} | shown)["accepted"] == 1
+        assert server.report(clicked)["accepted"] == 1
+        assert server.http.get("/v1/users/from elsewhere").json()["known"]
+
+    def test_they_are_there_after_a_restart(self, serve):
+        server = serve()
+        answer = server.recommend(user="new here", k=4)
+        server.report(event(answer), event(answer, "click"))
+        server.clock.now_ms += 24 * 3_600_000
+        known = server.http.get("/v1/users/new here").json()
+        scores = server.recommend(user="new here", k=4)["ads"]
+        again = serve()
+        assert again.http.get("/v1/users/new here").json() == known
+        assert again.recommend(user="new here", k=4)["ads"] == scores
+        more = again.report(event(answer, "click"), event(answer, "revenue", value=2.5))
+        assert (more["accepted"], more["duplicates"]) == (1, 1)
+
+    def test_when_the_log_cannot_be_written(self, server):
+        answer = server.recommend(user="17")
+        server.service.journal.close()  # and so nobody writes
+        server.service.journal._group._thread.join()
+        server.service.journal._group._waiting.maxsize = 1
+        server.http.post("/v1/recommend", json={"user": "17"})  # is answered all the same
+        found = server.http.post("/v1/events", json={"events": [event(answer)]})
+        assert found.status_code == 503
+        assert found.headers["retry-after"] == "1"
+        assert server.http.get("/v2/health/ready").status_code == 503
+        assert server.http.get("/v2/health/live").status_code == 200
+
+
+class TestCatalogue:
+    def test_an_ad_comes_changes_pauses_and_goes(self, serve):
+        server = serve()
+        server.http.put("/v1/ads", json={"ads": [{"ad_id": "fresh", "bid_micros": 10**12}]})
+        top = server.recommend(user="17", k=1)["ads"][0]
+        assert top["ad_id"] == "fresh"
+        assert server.http.get("/v1/ads/fresh").json()["bid_micros"] == 10**12
+        server.http.put("/v1/ads/fresh/status", json={"status": "paused"})
+        assert server.recommend(user="17", k=1)["ads"][0]["ad_id"] != "fresh"
+        again = serve()  # and after a restart
+        assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
+        again.http.put("/v1/ads/fresh/status", json={"status": "active"})
+        assert again.recommend(user="17", k=1)["ads"][0]["ad_id"] == "fresh"
+        assert again.http.delete("/v1/ads/fresh").status_code == 204
+        assert again.http.get("/v1/ads/fresh").json()["status"] == "removed"
+        assert again.recommend(user="17", k=1)["ads"][0]["ad_id"] != "fresh"
+        last = serve()
+        assert last.http.get("/v1/ads/fresh").json()["status"] == "removed"
+
+    def test_search(self, server):
+        found = server.http.get("/v1/ads", params={"search": "1", "limit": 2}).json()
+        assert found["total"] > 2
+        assert len(found["ads"]) == 2
+        assert all("1" in ad["ad_id"] for ad in found["ads"])
+
+    def test_what_is_wrong_is_told(self, server):
+        assert server.http.get("/v1/ads/none").status_code == 404
+        assert server.http.delete("/v1/ads/none").status_code == 404
+        found = server.http.put("/v1/ads", json={"ads": [{"ad_id": "x", "bid_micros": "much"}]})
+        assert found.status_code == 422
+        assert "bid_micros" in found.text
+        assert server.http.get("/v1/ads/x").status_code == 404
+
+
+class TestTokens:
+    def test_events_and_changes_need_theirs(self, serve):
+        server = serve(events_token=EVENTS_TOKEN, admin_token=ADMIN_TOKEN)
+        answer = server.recommend(user="17")
+        body = {"events": [event(answer)]}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ADMIN_TOKEN}):
+            assert server.http.post("/v1/events", json=body, headers=headers).status_code == 401
+            assert server.http.delete("/v1/ads/1", headers=headers).status_code == 401
+            assert server.admin.post("/admin/swap", headers=headers).status_code == 401
+        mine = {"Authorization": f"Bearer {EVENTS_TOKEN}"}
+        assert server.http.post("/v1/events", json=body, headers=mine).status_code == 200
+        assert server.admin.post("/admin/swap", headers=mine).status_code == 401
+        admins = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        assert server.admin.post("/admin/swap", headers=admins).status_code == 200
+        assert EVENTS_TOKEN not in repr(server.service.config)
+
+
+class TestOperations:
+    def test_metrics(self, server):
+        answer = server.recommend(user="17")
+        server.report(event(answer))
+        page = server.http.get("/metrics").text
+        assert 'adrec_http_requests_total{route="/v1/recommend",status="200"} 1.0' in page
+        assert 'adrec_events_total{kind="impression",result="accepted"} 1.0' in page
+        assert 'adrec_stage_seconds_count{stage="rank"} 1.0' in page
+
+    def test_a_user_is_erased(self, server):
+        answer = server.recommend(user="17", k=2)
+        server.report(event(answer), event(answer, "click"))
+        server.clock.now_ms += 24 * 3_600_000
+        assert any(server.http.get("/v1/users/17").json()["histories"].values())
+        assert server.admin.delete("/admin/users/17").json() == {"slates": 1}
+        assert not any(server.http.get("/v1/users/17").json()["histories"].values())
+
+    def test_old_days_are_pruned(self, serve):
+        server = serve(keep_days=1)
+        server.report(event(server.recommend(user="17")))
+        assert server.admin.post("/admin/prune").json() == {"slates": 0}
+        server.clock.now_ms += 2 * 24 * 3_600_000
+        assert server.admin.post("/admin/prune").json() == {"slates": 1}
+
+    def test_the_page_of_all_requests(self, server):
+        paths = server.http.get("/openapi.json").json()["paths"]
+        assert {"/v1/recommend", "/v1/events", "/v1/ads", "/v2/health/ready"} <= paths.keys()
