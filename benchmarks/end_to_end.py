@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from machine import Row, machine_line, write_rows
 from worlds import version_with
 
@@ -28,6 +29,7 @@ from adrec.inference.backends import TorchBackend
 from adrec.inference.runtime import Runtime
 from adrec.inference.threads import use_threads
 from adrec.recommender import Recommender, Request
+from adrec.reindexing import ad_vectors
 from adrec.retrieval.index import AdIndex
 from adrec.retrieval.index_config import IndexConfig
 
@@ -123,7 +125,8 @@ def plain(bundle: Bundle, ours: Recommender) -> Recommender:
     runtime = Runtime(
         served.two_tower, served.ranker, served.calibration, TorchBackend(served.ranker)
     )
-    ads, vectors = bundle.index().vectors()
+    vectors = ad_vectors(bundle)
+    ads = np.arange(1, len(vectors) + 1, dtype=np.int64)
     index = AdIndex.build(vectors, IndexConfig(kind="exact"), ads=ads, tower=bundle.manifest.tower)
     clock = bundle.manifest.log_end_ms + 1
     return Recommender(

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from adrec.bundle import Bundle
+from adrec.data.event_log import EventLog
+from adrec.errors import EventLogError
 from adrec.recommender import Recommender
 
 EVENTS_TOKEN, ADMIN_TOKEN = "events-token-of-a-test", "admin-token-of-a-test"
@@ -180,35 +182,45 @@ class TestEvents:
         more = again.report(event(answer, "click"), event(answer, "revenue", value=2.5))
         assert (more["accepted"], more["duplicates"]) == (1, 1)
 
-    def test_when_the_log_cannot_be_written(self, server):
+    def test_when_the_log_cannot_be_written(self, server, monkeypatch):
+        def fail(self, slates, events):
+            raise EventLogError("event log: disk full")
+
         answer = server.recommend(user="17")
-        server.service.journal.close()  # and so nobody writes
-        server.service.journal._group._thread.join()
-        server.service.journal._group._waiting.maxsize = 1
-        server.http.post("/v1/recommend", json={"user": "17"})  # is answered all the same
-        found = server.http.post("/v1/events", json={"events": [event(answer)]})
-        assert found.status_code == 503
-        assert found.headers["retry-after"] == "1"
-        assert server.http.get("/v2/health/ready").status_code == 503
-        assert server.http.get("/v2/health/live").status_code == 200
+        with monkeypatch.context() as broken:
+            broken.setattr(EventLog, "append", fail)
+            assert server.recommend(user="17")["ads"]  # is answered all the same
+            found = server.http.post("/v1/events", json={"events": [event(answer)]})
+            assert (found.status_code, "disk full" in found.text) == (503, True)
+            assert found.headers["retry-after"] == "1"
+            assert server.http.get("/v2/health/ready").status_code == 503
+            assert server.http.get("/v2/health/live").status_code == 200
+        assert server.http.get("/v2/health/ready").status_code == 200
+        assert server.report(event(answer))["accepted"] == 1
 
 
 class TestCatalogue:
     def test_an_ad_comes_changes_pauses_and_goes(self, serve):
         server = serve()
-        server.http.put("/v1/ads", json={"ads": [{"ad_id": "fresh", "bid_micros": 10**12}]})
-        top = server.recommend(user="17", k=1)["ads"][0]
-        assert top["ad_id"] == "fresh"
-        assert server.http.get("/v1/ads/fresh").json()["bid_micros"] == 10**12
+        name = next(iter(server.http.get("/v1/ads?limit=1").json()["ads"][0]["fields"]))
+        ad = {"ad_id": "fresh", "bid_micros": 5, name: "value of a test"}
+        assert server.http.put("/v1/ads", json={"ads": [ad]}).status_code == 204
+
+        def found(of):
+            answer = of.recommend(user="17", only={name: ["value of a test"]})
+            return [one["ad_id"] for one in answer["ads"]]
+
+        assert found(server) == ["fresh"]
+        assert server.http.get("/v1/ads/fresh").json()["bid_micros"] == 5
         server.http.put("/v1/ads/fresh/status", json={"status": "paused"})
-        assert server.recommend(user="17", k=1)["ads"][0]["ad_id"] != "fresh"
+        assert found(server) == []
         again = serve()  # and after a restart
         assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
         again.http.put("/v1/ads/fresh/status", json={"status": "active"})
-        assert again.recommend(user="17", k=1)["ads"][0]["ad_id"] == "fresh"
+        assert found(again) == ["fresh"]
         assert again.http.delete("/v1/ads/fresh").status_code == 204
         assert again.http.get("/v1/ads/fresh").json()["status"] == "removed"
-        assert again.recommend(user="17", k=1)["ads"][0]["ad_id"] != "fresh"
+        assert found(again) == []
         last = serve()
         assert last.http.get("/v1/ads/fresh").json()["status"] == "removed"
 

@@ -55,6 +55,7 @@ _GPU_MOST_K = 2_048  # results a query that FAISS on a GPU can return
 _SCAN_ROWS = 20  # ads passed by in a scan cost as much as one ad fetched from where it is stored
 _PASSED_BY = 64  # ads passed by in a list cost as much as one ad fetched, or scored out of order
 _MOST_REFINED = 4.0  # times as many candidates as without a filter that ivfpq rescores
+_LEAST_REFINED = 2_000  # candidates that ivfpq rescores: of few, short codes miss too many
 _SPARE = 3  # times as far as a filtered search has to look by a sample's judgement
 
 _log = logging.getLogger(__name__)
@@ -321,7 +322,7 @@ class AdIndex:
         # The farther from a query, the more alike are the scores: codes tell the best less well.
         factor = self.config.refine_factor * min(_MOST_REFINED, effort / self._nprobe)
         params = faiss.SearchParametersPreTransform(index_params=params)
-        guessed = min(len(self), math.ceil(k * factor))
+        guessed = min(len(self), max(math.ceil(k * factor), _LEAST_REFINED))
         at = faiss_search(self._core.base_index, queries, guessed, params)[1]
         return self._stored.best_of_each(queries, k, at)
 
