@@ -28,7 +28,7 @@ from adrec.recommender import Recommender
 
 COMMANDS = (
     "demo", "synth", "validate", "prepare", "train", "tune", "index", "evaluate",
-    "crossvalidate", "recommend", "bench", "export", "doctor",
+    "crossvalidate", "recommend", "serve", "bench", "export", "doctor",
 )  # fmt: skip
 
 
