@@ -100,7 +100,8 @@ class TestHelp:
         listed = {
             command.name or command.callback.__name__ for command in cli.app.registered_commands
         }
-        assert listed == set(COMMANDS)
+        listed |= {group.name for group in cli.app.registered_groups}
+        assert listed == {*COMMANDS, "log"}
         assert all(command in found.out for command in COMMANDS)
 
     def test_without_arguments_too(self, adrec: Adrec) -> None:

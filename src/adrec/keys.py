@@ -3,7 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from adrec.schema import TableName
 
 
 def key_of(*parts: Any) -> str:
@@ -30,5 +32,8 @@ def files_of(path: Path | None) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of a log's files."""
     if path is None or not path.exists():
         return []
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file())
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    parts = [part for table in get_args(TableName) for part in path.glob(f"{table}/*.parquet")]
+    files = (
+        [path] if path.is_file() else sorted(p for p in [*path.iterdir(), *parts] if p.is_file())
+    )
+    return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

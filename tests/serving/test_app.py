@@ -8,15 +8,9 @@ from adrec.bundle import Bundle
 from adrec.data.event_log import EventLog
 from adrec.errors import EventLogError
 from adrec.recommender import Recommender
+from serving.events import event
 
 EVENTS_TOKEN, ADMIN_TOKEN = "events-token-of-a-test", "admin-token-of-a-test"
-
-
-def event(answer, kind="impression", ad=0, event_id=None, **values):
-    ad_id = answer["ads"][ad]["ad_id"]
-    key = event_id or f"{answer['request_id']}-{ad_id}-{kind}"
-    request = answer["request_id"]
-    return {"event_id": key, "kind": kind, "request_id": request, "ad_id": ad_id} | values
 
 
 class TestRecommend:

@@ -63,3 +63,4 @@ def version(
 
 for _command, _example in _COMMANDS.items():
     app.command(epilog=f"Example: {_example}")(_command)
+app.add_typer(serve.log, name="log")

@@ -1,11 +1,23 @@
-"""The command that serves a version over HTTP."""
+"""The commands that serve a version over HTTP, and use what it logged."""
 
-from typing import Annotated, Any
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adrec.console import notes, out
 from adrec.options import Run, Settings
+from adrec.progress import Progress
+
+if TYPE_CHECKING:
+    from adrec.data.event_log import EventLog
+
+Events = Annotated[
+    str | None, typer.Option(help="SQLAlchemy URL of the event log; else a file in the run.")
+]
+
+log = typer.Typer(help="What a server logged: train on it, check it.", no_args_is_help=True)
 
 
 def serve(
@@ -13,9 +25,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen at.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the requests; 0: any.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin; 0: any.")] = None,
-    events: Annotated[
-        str | None, typer.Option(help="SQLAlchemy URL of the event log; else a file in the run.")
-    ] = None,
+    events: Events = None,
     settings: Settings = None,
 ) -> None:
     """Answer requests for ads over HTTP; the page /docs tells all of them.
@@ -25,9 +35,7 @@ def serve(
     """
     import os
 
-    from adrec.bundle import run_of
     from adrec.config import parse_overrides, settings_of
-    from adrec.data.event_log import EventLog
     from adrec.serving.config import ServerConfig
     from adrec.serving.run import run
     from adrec.serving.service import Service
@@ -40,13 +48,8 @@ def serve(
     given = {name: value for name, value in flags.items() if value is not None}
     given |= parse_overrides(settings or [])
     config = settings_of(ServerConfig, given, source="adrec serve")
-    log = (
-        EventLog.in_file(run_of(folder) / "events.db")
-        if config.events is None
-        else EventLog(config.events)
-    )
     notes.print(f"loading {folder}")
-    service = Service(folder, log, config)
+    service = Service(folder, _event_log(folder, config.events), config)
 
     def ready(requests: str, admin: str) -> None:
         out.print(f"version {service.current.name} answers at {requests}", soft_wrap=True)
@@ -54,3 +57,43 @@ def serve(
 
     run(service, ready=ready)
     notes.print("stopped")
+
+
+@log.command(epilog="Example: adrec log export runs/mine --out data/next")
+def export(
+    folder: Run,
+    out_folder: Annotated[Path, typer.Option("--out", "-o", help="Folder to train on next.")],
+    events: Events = None,
+    only_new: Annotated[
+        bool, typer.Option("--only-new", help="Leave out the log that the version learned from.")
+    ] = False,
+) -> None:
+    """Write what was served, and the log that the version learned from, as a folder to train on.
+
+    An impression is written once its outcomes are settled: after the longest delay of the schema's
+    tasks. The same command again brings the folder up to date.
+    """
+    from adrec.bundle import find_version
+    from adrec.config import load_config
+    from adrec.data.log_export import export_log
+    from adrec.pipeline import open_log
+
+    known = open_log(load_config(find_version(folder) / "config.json", {}).data)
+    event_log = _event_log(folder, events)
+    now_ms = time.time_ns() // 1_000_000
+    done = export_log(
+        event_log, known, out_folder, now_ms=now_ms, progress=Progress(notes), only_new=only_new
+    )
+    out.print(
+        f"{done.impressions:,} impressions of {len(done.days)} days; {done.unsettled:,} are left "
+        "until their outcomes are settled"
+    )
+    notes.print(f"wrote {out_folder}; train on it: adrec train --data {out_folder} --out {folder}")
+
+
+def _event_log(folder: Path, url: str | None) -> "EventLog":
+    """The log at a URL, or the one in the run."""
+    from adrec.bundle import run_of
+    from adrec.data.event_log import EventLog
+
+    return EventLog.in_file(run_of(folder) / "events.db") if url is None else EventLog(url)

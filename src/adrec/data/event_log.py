@@ -14,9 +14,10 @@ transaction, so that a sync to disk serves all of them.
 import json
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from adrec.errors import EventLogError
+from adrec.schema import Task
 
 IMPRESSION = "impression"
 """The kind of event that says that an ad was shown; the other kinds are names of tasks."""
@@ -116,6 +118,20 @@ class Event:
     """Of a value task; 1 elsewhere."""
     seq: int = 0
     """Place in the log, from 1; 0 before it is there."""
+
+
+def kinds(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """Kinds of events under a schema."""
+    return (IMPRESSION, *(task.name for task in tasks))
+
+
+def with_event(before: Sequence[float], event: Event, tasks: Iterable[Task]) -> list[float]:
+    """Outcomes of an impression after an event: binary ones are 1 once met, values add up."""
+    after = list(before)
+    for k, task in enumerate(tasks):
+        if event.kind == task.name:
+            after[k] = after[k] + event.value if task.kind == "value" else 1.0
+    return after
 
 
 class EventLog:
@@ -225,6 +241,30 @@ class EventLog:
                 if len(rows) < _CHUNK:
                     return
                 after = rows[-1].event_seq
+
+    def shown(self, from_ms: int, before_ms: int) -> Iterator[tuple[LoggedSlate, list[Event]]]:
+        """Slates of a period of which something was reported, by time, each with its events in the
+        log's order."""
+        joined = _events.join(_slates, _events.c.request_id == _slates.c.request_id)
+        names = [column.label(f"event_{column.name}") for column in _events.c]
+        statement = (
+            sa.select(*names, _slates)
+            .select_from(joined)
+            .where(_slates.c.at_ms >= from_ms, _slates.c.at_ms < before_ms)
+            .order_by(_slates.c.at_ms, _slates.c.request_id, _events.c.seq)
+        )
+        with self._translated(), self._engine.connect() as connection:
+            rows = connection.execution_options(yield_per=_CHUNK).execute(statement)
+            for _, of_slate in groupby(rows, key=lambda row: row.request_id):
+                some = list(of_slate)
+                yield _slate_of(some[0]), [_event_of(row) for row in some]
+
+    def span_ms(self) -> tuple[int, int] | None:
+        """Times of the first slate and of the last; None if there are none."""
+        ends = sa.select(sa.func.min(_slates.c.at_ms), sa.func.max(_slates.c.at_ms))
+        with self._translated(), self._engine.connect() as connection:
+            first, last = connection.execute(ends).one()
+        return None if first is None else (int(first), int(last))
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """Note how ads stand from now on; fields that a change leaves out stay as they were put."""

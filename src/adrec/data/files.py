@@ -33,12 +33,13 @@ def reading(file: str) -> Iterator[None]:
 
 
 def find_table(directory: Path, name: str) -> Path:
-    """The file of a table: `impressions.parquet`, `.csv`, `.tsv`, or the last two with `.gz`.
+    """The file of a table: `impressions.parquet`, `.csv`, `.tsv`, or the last two with `.gz`; or
+    the folder `impressions` with Parquet files, which are read in the order of their names.
 
     Raises:
         DataError: the folder has none, or more than one.
     """
-    found = [p for suffix in SUFFIXES if (p := directory / f"{name}{suffix}").exists()]
+    found = [p for suffix in ("", *SUFFIXES) if (p := directory / f"{name}{suffix}").exists()]
     if len(found) == 1:
         return found[0]
     what = "is missing" if not found else f"is there as {', '.join(p.name for p in found)}"
@@ -58,6 +59,8 @@ def find_table(directory: Path, name: str) -> Path:
 def scan(path: Path) -> pl.LazyFrame:
     """Open a file lazily by its ending. CSV and TSV columns come as strings, to be parsed later."""
     with reading(str(path)):
+        if path.is_dir():
+            return _scan_parts(path)
         if path.stat().st_size == 0:
             problem = Problem(file=str(path), problem="is empty", remedy="Export it again")
             raise DataError("A table has no content:", [problem])
@@ -65,6 +68,16 @@ def scan(path: Path) -> pl.LazyFrame:
             return pl.scan_parquet(path)
         separator = "\t" if ".tsv" in path.suffixes else ","
         return pl.scan_csv(path, separator=separator, infer_schema=False)
+
+
+def _scan_parts(folder: Path) -> pl.LazyFrame:
+    parts = sorted(folder.glob("*.parquet"))
+    if not parts:
+        problem = Problem(
+            file=str(folder), problem="has no Parquet file", remedy="Export the table again"
+        )
+        raise DataError("A table has no content:", [problem])
+    return pl.scan_parquet(parts)
 
 
 def scan_table(directory: Path, name: str) -> tuple[str, pl.LazyFrame]:

@@ -3,18 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from adrec.data.checks import check_rows
-from adrec.data.parsing import Column, as_text, type_complaint
+from adrec.data.parsing import LISTS, NUMBERS, Column, raw_series, type_complaint
 from adrec.data.tables import Table, ad_columns
 from adrec.errors import DataError, Problem
 from adrec.schema import AD_ID, Schema
 
 _FILE = "ads"
-_NUMBERS = (int, float, np.integer, np.floating, bool)
-_LISTS = (list, tuple, np.ndarray)
 
 
 def parse_ads(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -36,7 +33,7 @@ def parse_ads(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame
     for column in columns:
         values = [row.get(column.source) for row in rows]
         problems += _wrong_shapes(column, values)
-        series.append(_series(column, values))
+        series.append(raw_series(column, values))
     if not problems:
         table = Table(_FILE, pl.LazyFrame(series), columns)
         problems = check_rows(table, AD_ID)
@@ -64,7 +61,7 @@ def _unknown_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column
 def _wrong_shapes(column: Column, values: Sequence[Any]) -> list[Problem]:
     """Lists where one value is wanted, and objects."""
     listed = isinstance(column.dtype, pl.List | pl.Array)
-    fits = (str, *_NUMBERS, *(_LISTS if listed else ()))
+    fits = (str, *NUMBERS, *(LISTS if listed else ()))
     wrong = [
         at
         for at, value in enumerate(values, start=1)
@@ -83,20 +80,3 @@ def _wrong_shapes(column: Column, values: Sequence[Any]) -> list[Problem]:
             remedy=remedy,
         )
     ]
-
-
-def _series(column: Column, values: Sequence[Any]) -> pl.Series:
-    """The raw column, of one type: numbers or lists if all are, else text."""
-    there = [value for value in values if value is not None]
-    if column.dtype != pl.String() and there:
-        if all(isinstance(value, _NUMBERS) for value in there):
-            whole = all(isinstance(value, int | np.integer) for value in there)
-            return pl.Series(column.source, values, pl.Int64 if whole else pl.Float64, strict=False)
-        if all(isinstance(value, _LISTS) for value in there):
-            lists = [None if value is None else list(value) for value in values]
-            return pl.Series(column.source, lists, pl.List(pl.Float64), strict=False)
-    texts = [
-        as_text(value) if isinstance(value, str | int | float | None) else str(value)
-        for value in values
-    ]
-    return pl.Series(column.source, texts, pl.String)

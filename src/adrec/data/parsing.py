@@ -5,9 +5,15 @@ Ids and categories are text with one spelling a value, whether a file or a reque
 and the rules for numbers, lists and times to a column. What does not parse becomes null.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
+
+NUMBERS = (int, float, np.integer, np.floating, bool)
+LISTS = (list, tuple, np.ndarray)
 
 _INT64 = 2**63  # whole floats below it are spelt as integers
 _TRAILING_ZEROS = r"^(-?[0-9]+)\.0+$"
@@ -67,6 +73,24 @@ def parse(column: Column, there: pl.DataType) -> pl.Expr:
         return pl.when(number == number.floor()).then(number).cast(wanted, strict=False)
     number = raw.cast(wanted, strict=False)
     return pl.when(number.is_finite()).then(number)
+
+
+def raw_series(column: Column, values: Sequence[Any]) -> pl.Series:
+    """A raw column from values as JSON brings them, of one type: numbers or lists if all are, else
+    text."""
+    there = [value for value in values if value is not None]
+    if column.dtype != pl.String() and there:
+        if all(isinstance(value, NUMBERS) for value in there):
+            whole = all(isinstance(value, int | np.integer) for value in there)
+            return pl.Series(column.source, values, pl.Int64 if whole else pl.Float64, strict=False)
+        if all(isinstance(value, LISTS) for value in there):
+            lists = [None if value is None else list(value) for value in values]
+            return pl.Series(column.source, lists, pl.List(pl.Float64), strict=False)
+    texts = [
+        as_text(value) if isinstance(value, str | int | float | None) else str(value)
+        for value in values
+    ]
+    return pl.Series(column.source, texts, pl.String)
 
 
 def type_complaint(column: Column) -> tuple[str, str]:

@@ -175,9 +175,9 @@ def tables_from(schema: Schema, frames: Mapping[str, tuple[str, pl.LazyFrame]]) 
         DataError: a column that the schema names is missing, there twice, or of a type that cannot
             be what the schema says.
     """
-    wanted: dict[TableName, tuple[Column, ...]] = {"impressions": _impression_columns(schema)}
+    wanted: dict[TableName, tuple[Column, ...]] = {"impressions": impression_columns(schema)}
     if schema.users_table:
-        wanted["users"] = _user_columns(schema)
+        wanted["users"] = user_columns(schema)
     if schema.ads_table:
         wanted["ads"] = _ad_columns(schema)
     tables = {name: Table(*frames[name], columns) for name, columns in wanted.items()}
@@ -198,12 +198,43 @@ def require_columns(file: str, frame: pl.LazyFrame, names: Sequence[str]) -> Non
         raise DataError("Columns that the layout needs are not there:", missing)
 
 
+def under_own_names(schema: Schema) -> Schema:
+    """The schema of tables that have adrec's names and types, as `Table.frame` gives them."""
+    fields = [
+        field.model_copy(
+            update={
+                "column": field.name,
+                **({"times": times_column(field.name)} if field.times is not None else {}),
+            }
+            if field.column is not None and field.kind == "sequence"
+            else {"column": None}
+        )
+        for field in schema.fields
+    ]
+    names = {
+        "user_id": USER_ID, "request_id": REQUEST_ID, "position": POSITION,
+        "propensity": PROPENSITY, "bid_micros": BID_MICROS,
+    }  # fmt: skip
+    ids = {name: own for name, own in names.items() if getattr(schema, name) is not None}
+    return schema.model_copy(
+        update={
+            **ids,
+            "ad_id": AD_ID,
+            "timestamp": TIMESTAMP_MS,
+            "timestamp_unit": "ms",
+            "tasks": tuple(task.model_copy(update={"column": None}) for task in schema.tasks),
+            "fields": tuple(fields),
+        }
+    )
+
+
 def times_column(sequence: str) -> str:
     """Name of the column with the times of a sequence's items."""
     return f"{sequence}:times_ms"
 
 
-def _impression_columns(schema: Schema) -> tuple[Column, ...]:
+def impression_columns(schema: Schema) -> tuple[Column, ...]:
+    """What stands in a table of impressions."""
     columns = [
         Column(
             name=TIMESTAMP_MS,
@@ -254,7 +285,8 @@ def _impression_columns(schema: Schema) -> tuple[Column, ...]:
     return (*columns, *_field_columns(schema, "impressions"))
 
 
-def _user_columns(schema: Schema) -> tuple[Column, ...]:
+def user_columns(schema: Schema) -> tuple[Column, ...]:
+    """What stands in a table of users."""
     assert schema.user_id is not None, "a users table needs user_id"
     key = Column(name=USER_ID, source=schema.user_id, dtype=pl.String(), required=True)
     return (key, *_field_columns(schema, "users"))

@@ -7,12 +7,11 @@ that it was trained on; the feed tells it the rest, by the same steps that were 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from adrec.data.event_log import IMPRESSION, Event, EventLog, LoggedSlate
+from adrec.data.event_log import Event, EventLog, LoggedSlate, with_event
 from adrec.recommender import Recommender, Request
-from adrec.schema import Task
 
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory
 _PART = 1_000  # events told at a time
@@ -79,22 +78,8 @@ class Feed:
         return before, after
 
 
-def with_event(before: Sequence[float], event: Event, tasks: Iterable[Task]) -> list[float]:
-    """Outcomes of an impression after an event: binary ones are 1 once met, values add up."""
-    after = list(before)
-    for k, task in enumerate(tasks):
-        if event.kind == task.name:
-            after[k] = after[k] + event.value if task.kind == "value" else 1.0
-    return after
-
-
 def request_of(slate: LoggedSlate) -> Request:
     """The request that a slate answered."""
     return Request(
         user=slate.user_id, context=slate.context, profile=slate.profile, at_ms=slate.at_ms
     )
-
-
-def kinds(tasks: Iterable[Task]) -> tuple[str, ...]:
-    """Kinds of events under a schema."""
-    return (IMPRESSION, *(task.name for task in tasks))

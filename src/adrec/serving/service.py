@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from adrec.data.event_log import AdChange, AdStatus, Event, EventLog, LoggedSlate, Shown
+from adrec.data.event_log import AdChange, AdStatus, Event, EventLog, LoggedSlate, Shown, kinds
 from adrec.data.parsing import as_text
 from adrec.errors import RequestError
 from adrec.inference.threads import use_threads
 from adrec.recommender import Recommender, Request, Slate
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
-from adrec.serving.feed import kinds
 from adrec.serving.journal import Journal
 from adrec.serving.versions import Loaded, Versions
 from adrec.serving.wire import AdInfo, EventIn, RecommendIn, UserOut, answer

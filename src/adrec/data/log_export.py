@@ -1,0 +1,225 @@
+"""Log export: what a server logged, as the tables that the next version trains on.
+
+The folder holds the log that the served version was trained on, under adrec's own names, and beside
+its impressions a file for each day of serving. An impression is written once its outcomes are
+settled, that is once the longest delay among the tasks is over. The same export again brings the
+folder up to date, also after a version has been trained on it.
+"""
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from adrec.data.event_log import MS_PER_DAY, Event, EventLog, LoggedSlate, with_event
+from adrec.data.files import SUFFIXES, reading
+from adrec.data.new_ads import parse_ads
+from adrec.data.parsing import Column, raw_series
+from adrec.data.tables import (
+    Table,
+    Tables,
+    impression_columns,
+    under_own_names,
+    user_columns,
+)
+from adrec.errors import DataError, Problem
+from adrec.progress import Progress
+from adrec.schema import (
+    AD_ID,
+    POSITION,
+    PROPENSITY,
+    REQUEST_ID,
+    TIMESTAMP_MS,
+    USER_ID,
+    Schema,
+)
+
+SCHEMA_FILE = "schema.yaml"
+_BEFORE = "0-before"  # sorts before every day
+_ENDING = "-served"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    days: tuple[str, ...]
+    impressions: int
+    """Of the days."""
+    unsettled: int
+    """Impressions left for a later export."""
+
+
+def export_log(
+    log: EventLog, known: Tables, out: Path, *, now_ms: int, progress: Progress, only_new: bool
+) -> Exported:
+    """Write a folder to train on; see above.
+
+    Args:
+        log: of a server.
+        known: the log that its version was trained on.
+        out: the folder; days that an earlier export wrote are kept unless the log still has them.
+        now_ms: when outcomes have to be settled.
+        progress: told of each day.
+        only_new: leave out the impressions of `known`.
+
+    Raises:
+        DataError: a table of `known` cannot be read, or the folder holds another log.
+        EventLogError: the event log cannot be read.
+    """
+    _require_ours(out)
+    schema = under_own_names(known.schema)
+    name = schema.name.removesuffix(_ENDING) + _ENDING  # a synthetic world's truth is not known
+    schema = schema.model_copy(update={"name": name})
+    ads, folder = _ads(log, known), out / "impressions"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not only_new and not (folder / f"{_BEFORE}.parquet").exists():
+        with reading(known.impressions.file):
+            _whole(folder / f"{_BEFORE}.parquet", known.impressions.frame())
+    new_ms, settled_ms = _end_ms(known) + 1, now_ms - max(task.delay_ms for task in schema.tasks)
+    profiles: dict[str, Mapping[str, Any]] = {}
+    days, impressions = [], 0
+    start_ms, end_ms = log.span_ms() or (0, -1)
+    first, last = max(start_ms, new_ms) // MS_PER_DAY, end_ms // MS_PER_DAY
+    with progress.track("export", max(last - first + 1, 0), "days") as advance:
+        for day in range(first, last + 1):
+            from_ms = max(day * MS_PER_DAY, new_ms)
+            before_ms = min((day + 1) * MS_PER_DAY, settled_ms)
+            rows = list(_rows(schema, log.shown(from_ms, before_ms), profiles))
+            if rows:
+                days.append(str(dt.datetime.fromtimestamp(from_ms / 1000, dt.UTC).date()))
+                impressions += len(rows)
+                path = folder / f"{days[-1]}.parquet"
+                _whole(path, _after(path, new_ms, _impressions(schema, rows, ads)))
+            advance(1, "")
+    if schema.ads_table:
+        _whole(out / "ads.parquet", ads.lazy())
+    if schema.users_table:
+        _whole(out / "users.parquet", _users(schema, known, profiles).lazy())
+    (out / SCHEMA_FILE).write_text(schema.dump())
+    late = log.shown(max(settled_ms, new_ms), end_ms + 1)
+    unsettled = sum(len({event.ad_id for event in events}) for _, events in late)
+    return Exported(tuple(days), impressions, unsettled)
+
+
+def rows_of(
+    schema: Schema, slate: LoggedSlate, events: Sequence[Event]
+) -> Iterator[dict[str, Any]]:
+    """The impressions of a slate as raw values by adrec's names: of ads with any event."""
+    outcomes: dict[str, list[float]] = {}
+    for event in events:
+        before = outcomes.get(event.ad_id, [0.0] * len(schema.tasks))
+        outcomes[event.ad_id] = with_event(before, event, schema.tasks)
+    names = [task.name for task in schema.tasks]
+    for place, ad in enumerate(slate.ads, start=1):
+        if ad.ad_id in outcomes:
+            yield {
+                **slate.context,
+                TIMESTAMP_MS: slate.at_ms,
+                USER_ID: slate.user_id or "",
+                REQUEST_ID: slate.request_id,
+                AD_ID: ad.ad_id,
+                POSITION: place,
+                PROPENSITY: ad.propensity,
+                **dict(zip(names, outcomes[ad.ad_id], strict=True)),
+            }
+
+
+def impression_frame(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Impressions of a log under adrec's own names, from raw values; ads' fields are left out."""
+    own = {field.name for field in schema.ad_fields}
+    columns = [column for column in impression_columns(schema) if column.name not in own]
+    return _parsed("impressions", columns, rows)
+
+
+def _require_ours(out: Path) -> None:
+    """Refuse a folder that holds a log of somebody else's."""
+    if there := [name for suffix in SUFFIXES if (out / (name := f"impressions{suffix}")).exists()]:
+        problem = Problem(
+            file=str(out / there[0]),
+            problem="would stand beside the exported impressions",
+            remedy="Choose another folder",
+        )
+        raise DataError("A log cannot be exported into another one:", [problem])
+
+
+def _end_ms(known: Tables) -> int:
+    """Time of the last impression."""
+    with reading(known.impressions.file):
+        last = known.impressions.frame().select(pl.col(TIMESTAMP_MS).max())
+        return int(last.collect(engine="streaming").item())
+
+
+def _after(path: Path, new_ms: int, new: pl.LazyFrame) -> pl.LazyFrame:
+    """Impressions behind those of the same day that a version has learned from already."""
+    if not path.exists():
+        return new
+    old = pl.read_parquet(path).filter(pl.col(TIMESTAMP_MS) < new_ms)
+    return pl.concat([old.lazy(), new])
+
+
+def _rows(
+    schema: Schema,
+    slates: Iterator[tuple[LoggedSlate, list[Event]]],
+    profiles: dict[str, Mapping[str, Any]],
+) -> Iterator[dict[str, Any]]:
+    """The impressions of slates; the profiles that came with them are noted by user."""
+    for slate, events in slates:
+        if slate.profile is not None and slate.user_id is not None:
+            profiles[slate.user_id] = slate.profile
+        yield from rows_of(schema, slate, events)
+
+
+def _impressions(
+    schema: Schema, rows: Sequence[Mapping[str, Any]], ads: pl.DataFrame
+) -> pl.LazyFrame:
+    """As the table of impressions has them; without those of ads that nothing is known of."""
+    frame = impression_frame(schema, rows).lazy()
+    names = [column.name for column in impression_columns(schema)]
+    fields = ads.lazy().select(name for name in ads.columns if name in (AD_ID, *names))
+    return frame.join(fields, on=AD_ID, how="inner", maintain_order="left").select(names)
+
+
+def _ads(log: EventLog, known: Tables) -> pl.DataFrame:
+    """The catalogue with the ads that were put while serving, under adrec's names."""
+    ads = known.ad_frame()
+    put = [change.fields for change in log.ad_changes() if change.fields is not None]
+    if not put:
+        return ads
+    new = parse_ads(known.schema, put).select(ads.columns)
+    return pl.concat([ads.join(new, on=AD_ID, how="anti"), new])
+
+
+def _users(
+    schema: Schema, known: Tables, profiles: Mapping[str, Mapping[str, Any]]
+) -> pl.DataFrame:
+    """The table of users with the profiles that requests brought in the place of older ones."""
+    users = known.user_frame()
+    assert users is not None
+    if not profiles:
+        return users
+    rows = [{**profile, USER_ID: user} for user, profile in profiles.items()]
+    sequences = {field.name for field in schema.sequences}
+    columns = [c for c in user_columns(schema) if c.name.partition(":")[0] not in sequences]
+    new = _parsed("users", columns, rows)
+    of_sequences = users.select(USER_ID, *(c for c in users.columns if c not in new.columns))
+    new = new.join(of_sequences, on=USER_ID, how="left", maintain_order="left")
+    rest = users.join(new, on=USER_ID, how="anti")
+    return pl.concat([rest, new.select(users.columns)])
+
+
+def _parsed(
+    file: str, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]
+) -> pl.DataFrame:
+    series = [raw_series(column, [row.get(column.source) for row in rows]) for column in columns]
+    return Table(file, pl.LazyFrame(series), tuple(columns)).frame().collect()
+
+
+def _whole(path: Path, frame: pl.LazyFrame) -> None:
+    """Write a file so that it is there whole or not at all."""
+    half = path.with_suffix(".half")
+    frame.sink_parquet(half)
+    half.replace(path)
