@@ -3,9 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from adrec.schema import TableName
+_IN_PARTS = ("impressions", "users", "ads")  # tables that may be folders of files
 
 
 def key_of(*parts: Any) -> str:
@@ -32,7 +32,7 @@ def files_of(path: Path | None) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of a log's files."""
     if path is None or not path.exists():
         return []
-    parts = [part for table in get_args(TableName) for part in path.glob(f"{table}/*.parquet")]
+    parts = [part for table in _IN_PARTS for part in path.glob(f"{table}/*.parquet")]
     files = (
         [path] if path.is_file() else sorted(p for p in [*path.iterdir(), *parts] if p.is_file())
     )

@@ -20,10 +20,11 @@ from adrec.bundle import Bundle, ServingConfig
 from adrec.data.parsing import as_text
 from adrec.errors import DataError, RequestError
 from adrec.exploration import EpsilonGreedy
-from adrec.features.batches import Query, candidates_of, stack_queries
+from adrec.features.batches import Past, Query, candidates_of, stack_queries
 from adrec.features.bits import MOST_TASKS, UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset
+from adrec.features.directory import Directory
 from adrec.features.state import State, Visitor
 from adrec.features.transforms import Features
 from adrec.inference.backends import Pool
@@ -51,6 +52,7 @@ class Request:
     profile: raw values of the user's fields, instead of those stored. at_ms: time in UTC
     milliseconds; None is now. exclude: ids of ads not to show. only: values by categorical field of
     ads, of which an ad needs one in each field. never: values by field, of which it may have none.
+    explain: whether the answer says what the models were told.
 
     Raises:
         RequestError: one of them is of another type.
@@ -63,6 +65,7 @@ class Request:
     exclude: Collection[str | int] = ()
     only: Terms = field(default_factory=dict)
     never: Terms = field(default_factory=dict)
+    explain: bool = False
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -94,6 +97,17 @@ class RankedAd:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What the models were told of one request, but for what its values say themselves."""
+
+    histories: Mapping[str, Mapping[str, list[Any]]]
+    """Of each sequence, oldest first: `ads` (ids), `gap` (log(1 + hours) since; -1 unknown) and
+    `outcomes` (bit k: task k is known to have come out positive)."""
+    counters: Mapping[str, list[float]]
+    """Counter features of each ad of the slate."""
+
+
+@dataclass(frozen=True)
 class Slate:
     """The answer to one request: ads best first, and where the time went."""
 
@@ -104,6 +118,8 @@ class Slate:
     """Ads that retrieval found and the ranker scored."""
     stage_ms: Mapping[str, float]
     """Milliseconds of each stage; in a batch, of the whole batch."""
+    seen: Seen | None = None
+    """If the request wanted to know."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +299,8 @@ class Recommender:
             count = max(self.serving.candidates, k)
             ads_BN = self.retrieve(query, count, excluded, allowed=allowed, now=now)
         with watch("rank"):
-            scored = self.rank(visitors, query, ads_BN, shown=k, offer=now.about)
+            pool = self.pool(visitors, query, ads_BN, now.about)
+            scored = self._scored(query, pool, ads_BN, k, catalogue)
         with watch("order"):
             chosen = self._policy.choose(scored.order_BN, k)
             slates = [
@@ -301,6 +318,7 @@ class Recommender:
                 ads=slate,
                 candidates=int((ads_BN[b] > 0).sum()),
                 stage_ms=watch.stage_ms,
+                seen=self._seen(query, pool, b, slate, catalogue) if request.explain else None,
             )
             for b, (request, slate) in enumerate(zip(requests, slates, strict=True))
         ]
@@ -426,9 +444,7 @@ class Recommender:
         """
         offer = offer or self.index.now.about
         pool = self.pool(visitors, query, ads_BN, offer)
-        order_of = partial(self.order, catalogue=offer.catalogue)
-        scores, ranked_BN = self.runtime.score(query, pool, order_of, shown=shown)
-        return Scored(ads_BN, scores, np.where(ranked_BN, order_of(scores, ads_BN), -np.inf))
+        return self._scored(query, pool, ads_BN, shown, offer.catalogue)
 
     def pool(
         self,
@@ -484,6 +500,32 @@ class Recommender:
         batches = dataset.in_order(requests, _SCORE_ROWS)
         return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
 
+    def _scored(
+        self, query: Query, pool: Pool, ads_BN: NDArray[np.int64], shown: int, catalogue: Catalogue
+    ) -> Scored:
+        order_of = partial(self.order, catalogue=catalogue)
+        scores, ranked_BN = self.runtime.score(query, pool, order_of, shown=shown)
+        return Scored(ads_BN, scores, np.where(ranked_BN, order_of(scores, ads_BN), -np.inf))
+
+    def _seen(
+        self, query: Query, pool: Pool, b: int, slate: Sequence[RankedAd], catalogue: Catalogue
+    ) -> Seen:
+        ids, shown = catalogue.directory, {ad.ad_id for ad in slate}
+        counters_NC = pool.candidates.counters_BNC[b].tolist()
+        histories = {
+            field.name: past_of(
+                Past(
+                    items.row_BL[b].numpy().astype(np.int32),
+                    items.gap_BL[b].numpy(),
+                    items.outcomes_BL[b].numpy(),
+                ),
+                ids,
+            )
+            for field, items in zip(self.state.schema.sequences, query.histories, strict=True)
+        }
+        rows = zip((ids.id(row) for row in pool.row_BN[b].tolist()), counters_NC, strict=True)
+        return Seen(histories, {ad: counters for ad, counters in rows if ad in shown})
+
     def _visit(self, request: Request) -> Visitor:
         at_ms = self._clock() if request.at_ms is None else request.at_ms
         return self.state.visit(request.user, at_ms, request.context, request.profile)
@@ -509,6 +551,16 @@ class Recommender:
             order_by=float(scored.order_BN[request, place]),
             propensity=float(propensity),
         )
+
+
+def past_of(past: Past, ids: Directory) -> dict[str, list[Any]]:
+    """One history [L] as plain values, without the places that hold nothing; see `Seen`."""
+    there = past.ads != 0
+    return {
+        "ads": [ids.id(row) for row in past.ads[there].tolist()],
+        "gap": past.gap[there].tolist(),
+        "outcomes": past.outcomes[there].tolist(),
+    }
 
 
 def _are_ids(value: object) -> bool:

@@ -1,6 +1,7 @@
 """HTTP: what is asked, what is answered, and what is refused."""
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -183,14 +184,17 @@ class TestEvents:
         answer = server.recommend(user="17")
         with monkeypatch.context() as broken:
             broken.setattr(EventLog, "append", fail)
-            assert server.recommend(user="17")["ads"]  # is answered all the same
+            meanwhile = server.recommend(user="17")  # is answered all the same
             found = server.http.post("/v1/events", json={"events": [event(answer)]})
             assert (found.status_code, "disk full" in found.text) == (503, True)
             assert found.headers["retry-after"] == "1"
             assert server.http.get("/v2/health/ready").status_code == 503
             assert server.http.get("/v2/health/live").status_code == 200
         assert server.http.get("/v2/health/ready").status_code == 200
-        assert server.report(event(answer))["accepted"] == 1
+        assert server.report(event(answer), event(meanwhile))["accepted"] == 2
+        server.service.close()
+        with closing(EventLog.in_file(server.log_file)) as log:
+            assert log.slates([meanwhile["request_id"]])  # goes with its first event
 
 
 class TestCatalogue:

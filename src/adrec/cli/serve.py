@@ -91,6 +91,29 @@ def export(
     notes.print(f"wrote {out_folder}; train on it: adrec train --data {out_folder} --out {folder}")
 
 
+@log.command(epilog="Example: adrec log check runs/mine")
+def check(folder: Run, events: Events = None) -> None:
+    """Compare what the models were told while serving with what they would learn from the log.
+
+    A server keeps what the models were told of a sample of answers (`--set sample=0.01`). A
+    difference, which ends this with code 1, means that models serve on other numbers than they
+    learn from: mostly, that outcomes come later than the `delay_ms` of their task allows.
+    """
+    from adrec.bundle import find_version
+    from adrec.serving.skew import measure_skew
+    from adrec.serving.versions import load
+
+    event_log, now_ms = _event_log(folder, events), time.time_ns() // 1_000_000
+    recommender, log_end_ms = load(find_version(folder), event_log, clock=lambda: now_ms)
+    skew = measure_skew(recommender, event_log, after_ms=log_end_ms, until_ms=now_ms)
+    out.print(f"{skew.checked:,} answers compared, {skew.different:,} differ")
+    for part, answers in skew.parts.most_common():
+        out.print(f"  in {part}: {answers:,}", highlight=False)
+    if skew.different:
+        out.print(f"  for example: {', '.join(skew.examples)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1)
+
+
 def _event_log(folder: Path, url: str | None) -> "EventLog":
     """The log at a URL, or the one in the run."""
     from adrec.bundle import run_of

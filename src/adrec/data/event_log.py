@@ -44,6 +44,7 @@ _slates = sa.Table(
     sa.Column("version", sa.Text, nullable=False),
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("ads", sa.Text, nullable=False),
+    sa.Column("seen", sa.Text),
 )
 _events = sa.Table(
     "events",
@@ -101,6 +102,8 @@ class LoggedSlate:
     """From position 1 on."""
     context: Mapping[str, Any] = field(default_factory=dict)
     profile: Mapping[str, Any] | None = None
+    seen: Mapping[str, Any] | None = None
+    """What the models were told, of a sample of answers; compared with what the log says later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -449,6 +452,7 @@ def _slate_row(slate: LoggedSlate) -> dict[str, Any]:
         "version": slate.version,
         "request": json.dumps(request),
         "ads": json.dumps([[ad.ad_id, ad.propensity] for ad in slate.ads]),
+        "seen": None if slate.seen is None else json.dumps(slate.seen),
     }
 
 
@@ -462,6 +466,7 @@ def _slate_of(row: Any) -> LoggedSlate:
         ads=tuple(Shown(ad_id=ad, propensity=share) for ad, share in json.loads(row.ads)),
         context=request["context"],
         profile=request["profile"],
+        seen=None if row.seen is None else json.loads(row.seen),
     )
 
 

@@ -108,7 +108,10 @@ def export_log(
 def rows_of(
     schema: Schema, slate: LoggedSlate, events: Sequence[Event]
 ) -> Iterator[dict[str, Any]]:
-    """The impressions of a slate as raw values by adrec's names: of ads with any event."""
+    """The impressions of a slate as raw values by adrec's names: of ads with any event.
+
+    Who came without an id is a new user each time, as while serving.
+    """
     outcomes: dict[str, list[float]] = {}
     for event in events:
         before = outcomes.get(event.ad_id, [0.0] * len(schema.tasks))
@@ -119,7 +122,7 @@ def rows_of(
             yield {
                 **slate.context,
                 TIMESTAMP_MS: slate.at_ms,
-                USER_ID: slate.user_id or "",
+                USER_ID: slate.user_id or f"anonymous {slate.request_id}",
                 REQUEST_ID: slate.request_id,
                 AD_ID: ad.ad_id,
                 POSITION: place,

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
@@ -222,6 +223,14 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
     async def prune() -> dict[str, int]:
         """Delete slates and events that are older than the settings allow."""
         return {"slates": await run_in_threadpool(service.prune)}
+
+    @app.post("/admin/check")
+    async def check() -> dict[str, Any]:
+        """Compare what the models were told, of a sample of answers, with what the log says."""
+        skew = await run_in_threadpool(service.measure_skew)
+        metrics.compared.set(skew.checked)
+        metrics.skewed.set(skew.different)
+        return asdict(skew)
 
     @app.delete("/admin/users/{user_id}")
     async def erase(user_id: Annotated[str, Path(max_length=512)]) -> dict[str, int]:

@@ -45,6 +45,8 @@ class ServerConfig(Strict):
     """SQLAlchemy URL of the event log. None: SQLite in the run's folder, `events.db`."""
     keep_days: int | None = Field(default=None, ge=1)
     """Days after which slates and events are deleted; None: never."""
+    sample: float = Field(default=0.001, ge=0.0, le=1.0)
+    """Share of answers of which the log keeps what the models were told, for `adrec log check`."""
     drain_s: float = Field(default=10.0, ge=0.0)
     """Longest that requests in work are waited for at the end."""
     batching: BatchingConfig = BatchingConfig()

@@ -1,13 +1,14 @@
 """Journal: what a server writes to the event log, and remembers of it.
 
 Answers are written without waiting; events are acknowledged when they, and the answers that they
-belong to, are on disk.
+belong to, are on disk: an answer that could not be written goes with its first event.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from adrec.data.event_log import Event, EventLog, GroupCommit, LoggedSlate
 
@@ -26,6 +27,7 @@ class Journal:
         """Begin; `on_commit` as `GroupCommit` takes it."""
         self._log, self._group = log, GroupCommit(log, on_commit=on_commit)
         self._recent: OrderedDict[str, LoggedSlate] = OrderedDict()
+        self._unwritten: set[str] = set()  # of the recent: those that are not known to be on disk
         self._lock = threading.Lock()
 
     def note(self, slates: Sequence[LoggedSlate]) -> "Future[list[Event]]":
@@ -33,15 +35,31 @@ class Journal:
         with self._lock:
             for slate in slates:
                 self._recent[slate.request_id] = slate
+                self._unwritten.add(slate.request_id)
             while len(self._recent) > _REMEMBERED:
-                self._recent.popitem(last=False)
-        return self._group.append(slates, [])
+                self._unwritten.discard(self._recent.popitem(last=False)[0])
+        return self._append(slates, [])
 
     def append(
         self, slates: Sequence[LoggedSlate], events: Sequence[Event]
     ) -> "Future[list[Event]]":
         """Write events, and slates of ads that were shown elsewhere; see `EventLog.append`."""
-        return self._group.append(slates, events)
+        with self._lock:
+            theirs = self._unwritten.intersection(event.request_id for event in events)
+            unwritten = [self._recent[request_id] for request_id in theirs]
+        return self._append([*slates, *unwritten], events)
+
+    def _append(
+        self, slates: Sequence[LoggedSlate], events: Sequence[Event]
+    ) -> "Future[list[Event]]":
+        done = self._group.append(slates, events)
+        done.add_done_callback(partial(self._written, slates))
+        return done
+
+    def _written(self, slates: Sequence[LoggedSlate], done: "Future[list[Event]]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            with self._lock:
+                self._unwritten.difference_update(slate.request_id for slate in slates)
 
     def remembered(self, request_id: str) -> LoggedSlate | None:
         """A slate of lately, without asking the log."""

@@ -50,6 +50,16 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self.compared = Gauge(
+            "adrec_skew_compared",
+            "Answers whose features were compared with the log's, at the last check.",
+            registry=self.registry,
+        )
+        self.skewed = Gauge(
+            "adrec_skew_different",
+            "Answers whose features differ from the log's, at the last check.",
+            registry=self.registry,
+        )
         Gauge("adrec_waiting", "Requests that wait.", registry=self.registry).set_function(waiting)
         Gauge(
             "adrec_unwritten", "Appends that are not in the event log yet.", registry=self.registry

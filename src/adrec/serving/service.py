@@ -1,10 +1,11 @@
 """Service: what a server does, without HTTP. It joins versions, batching and the journal."""
 
+import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from adrec.recommender import Recommender, Request, Slate
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
-from adrec.serving.versions import Loaded, Versions
+from adrec.serving.skew import Skew, measure_skew
+from adrec.serving.versions import Loaded, Versions, load
 from adrec.serving.wire import AdInfo, EventIn, RecommendIn, UserOut, answer
 
 _ELSEWHERE = "elsewhere"
@@ -32,6 +34,8 @@ _EARLY_MS = 60_000  # an event may be ahead of our clock by so much
 class _Ask:
     request: Request
     k: int
+    explain: bool
+    """Whether the client wants to know, too, what the models were told."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,11 @@ class Answered:
     logged: LoggedSlate
     slate: Slate
     currency: str | None
+    explain: bool
 
     def as_json(self) -> dict[str, Any]:
         """`RecommendOut`."""
-        return answer(self.logged, self.slate, self.currency)
+        return answer(self.logged, self.slate, self.currency, explain=self.explain)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ class Service:
         if asked.k > self.config.limits.k:
             raise RequestError(f"k is {asked.k}; ask for at most {self.config.limits.k} ads")
         timeout_ms = asked.timeout_ms or self.config.timeout_ms
-        ask = _Ask(asked.request(self._clock()), asked.k)
+        sampled = random.random() < self.config.sample
+        request = asked.request(self._clock(), explain=asked.explain or sampled)
+        ask = _Ask(request, asked.k, asked.explain)
         return self.batcher.submit(ask, timeout_ms / 1000.0)
 
     def take_events(self, events: Sequence[EventIn]) -> EventsTaken:
@@ -176,6 +183,11 @@ class Service:
         """
         self.journal.append([], []).result(timeout=_READY_S)
 
+    def measure_skew(self) -> Skew:
+        """Compare what the models were told with what the log says; see `skew.py`."""
+        recommender, log_end_ms = load(self.current.folder, self._log, clock=self._clock)
+        return measure_skew(recommender, self._log, after_ms=log_end_ms, until_ms=self._clock())
+
     def erase_user(self, user_id: str) -> int:
         """Erase a user from the state and from the log; returns how many slates there were."""
         self.current.recommender.forget(user_id)
@@ -212,7 +224,8 @@ class Service:
                 found.append(slate)
             else:
                 slate = replace(slate, ads=slate.ads[: ask.k])
-                found.append(Answered(_logged(ask.request, slate), slate, currency))
+                logged = _logged(ask.request, slate)
+                found.append(Answered(logged, slate, currency, ask.explain))
         self.journal.note([one.logged for one in found if isinstance(one, Answered)])
         return found
 
@@ -292,4 +305,5 @@ def _logged(request: Request, slate: Slate) -> LoggedSlate:
         ads=tuple(Shown(ad_id=ad.ad_id, propensity=ad.propensity) for ad in slate.ads),
         context=request.context,
         profile=request.profile,
+        seen=None if slate.seen is None else asdict(slate.seen),
     )

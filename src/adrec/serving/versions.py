@@ -115,15 +115,24 @@ class Versions:
             self.current.feed.tell(self._log, events, of_request)
 
     def _load(self, folder: Path) -> Loaded:
-        bundle = Bundle.open(folder)
-        recommender = Recommender.load(folder, clock=self._clock)
-        restore_ads(recommender, self._log.ad_changes())
-        feed = Feed(recommender, log_end_ms=bundle.manifest.log_end_ms)
+        recommender, log_end_ms = load(folder, self._log, clock=self._clock)
+        feed = Feed(recommender, log_end_ms=log_end_ms)
         feed.catch_up(self._log)
         users: list[str | None] = [*recommender.state.users.ids[:_WARM_USERS], None]
         for count in (1, len(users)):
             recommender.recommend_batch([Request(user=user) for user in users[:count]])
         return Loaded(folder.name, folder, recommender, feed)
+
+
+def load(folder: Path, log: EventLog, *, clock: Callable[[], int]) -> tuple[Recommender, int]:
+    """A version with its ads as they stand, and the time of the last impression it learned from.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    recommender = Recommender.load(folder, clock=clock)
+    restore_ads(recommender, log.ad_changes())
+    return recommender, Bundle.open(folder).manifest.log_end_ms
 
 
 def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:

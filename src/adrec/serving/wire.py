@@ -4,6 +4,7 @@ Answers are built as plain values and these models document them: an answer of a
 need not be checked by the one who made it.
 """
 
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -50,12 +51,14 @@ class RecommendIn(_Wire):
         default=None, gt=0, le=60_000, description="An answer that comes later is of no use."
     )
 
+    explain: bool = Field(default=False, description="Whether to say what the models were told.")
+
     model_config = ConfigDict(
         extra="forbid",
         json_schema_extra={"example": {"user": "17", "k": 3}},
     )
 
-    def request(self, at_ms: int) -> Request:
+    def request(self, at_ms: int, *, explain: bool) -> Request:
         """For the recommender, at a time."""
         return Request(
             user=self.user,
@@ -65,6 +68,7 @@ class RecommendIn(_Wire):
             exclude=self.exclude,
             only=self.only,
             never=self.never,
+            explain=explain,
         )
 
 
@@ -100,6 +104,9 @@ class RecommendOut(_Wire):
     degraded: bool = Field(description="Whether something that the answer needs was out of reach.")
     ads: list[AdOut] = Field(description="Best first.")
     stage_ms: dict[str, float] = Field(description="Where the time went, of the whole batch.")
+    seen: dict[str, Any] | None = Field(
+        default=None, description="What the models were told: histories, and counters of each ad."
+    )
 
 
 class ErrorOut(_Wire):
@@ -206,9 +213,12 @@ class UserOut(_Wire):
     histories: dict[str, list[dict[str, Any]]] = Field(description="Newest first.")
 
 
-def answer(logged: LoggedSlate, slate: Slate, currency: str | None) -> dict[str, Any]:
+def answer(
+    logged: LoggedSlate, slate: Slate, currency: str | None, *, explain: bool
+) -> dict[str, Any]:
     """`RecommendOut` as plain values."""
-    return {
+    seen = {"seen": asdict(slate.seen)} if explain and slate.seen is not None else {}
+    return seen | {
         "request_id": logged.request_id,
         "user": slate.user,
         "version": slate.version,
