@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adrec.bundle import Bundle, find_version, run_of
 from adrec.data.event_log import AdChange, Event, EventLog, LoggedSlate
-from adrec.errors import BundleError
+from adrec.errors import AdRecError, BundleError
 from adrec.recommender import Recommender, Request
 from adrec.serving.feed import Feed
 
@@ -130,7 +130,12 @@ def load(folder: Path, log: EventLog, *, clock: Callable[[], int]) -> tuple[Reco
     Raises:
         BundleError: it is damaged.
     """
-    recommender = Recommender.load(folder, clock=clock)
+    try:
+        recommender = Recommender.load(folder, clock=clock)
+    except AdRecError:
+        raise
+    except Exception as error:  # whatever is wrong with its files, it is the version that is
+        raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
     restore_ads(recommender, log.ad_changes())
     return recommender, Bundle.open(folder).manifest.log_end_ms
 
