@@ -28,7 +28,7 @@ from adrec.recommender import Recommender
 
 COMMANDS = (
     "demo", "synth", "validate", "prepare", "train", "tune", "index", "evaluate",
-    "crossvalidate", "recommend", "serve", "bench", "export", "doctor",
+    "crossvalidate", "recommend", "serve", "loadtest", "bench", "export", "doctor",
 )  # fmt: skip
 
 

@@ -32,6 +32,25 @@ if TYPE_CHECKING:
 out = Console(soft_wrap=False)
 notes = Console(stderr=True)
 
+_LOAD = {  # what a load test found: names of its figures, and their units
+    "sent": "requests",
+    "answered": "requests",
+    "refused": "requests",
+    "failed": "requests",
+    "degraded": "requests",
+    "goodput": "/s",
+    "p50_ms": "ms",
+    "p99_ms": "ms",
+    "p999_ms": "ms",
+    "refused_p99_ms": "ms",
+    "events": "reports",
+    "events_unwell": "reports",
+    "events_failed": "reports",
+    "events_p99_ms": "ms",
+    "late_p99_ms": "ms",
+    "generator_cpu": "processors",
+}
+
 _CODES: dict[type[AdRecError], int] = {
     ConfigError: 2,
     DataError: 3,
@@ -74,6 +93,18 @@ def describe(dataset: "Dataset") -> None:
     once = dataset.shown_once()
     ads = len(dataset.catalogue) - 1
     notes.print(f"ads: {ads:,}, of which {once:.1%} were shown exactly once")
+
+
+def show_load(summary: Mapping[str, float]) -> None:
+    """What came of a load test, on stdout."""
+    table = Table(title="load test", show_header=False)
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for name, unit in _LOAD.items():
+        digits = 0 if unit in ("requests", "reports") else 2
+        what = name.removesuffix("_ms").replace("_", " ")
+        table.add_row(what, f"{summary[name]:,.{digits}f} {unit}")
+    out.print(table)
 
 
 def show_slate(slate: "Slate") -> None:

@@ -28,6 +28,7 @@ _COMMANDS: dict[Callable[..., Any], str] = {
     run.crossvalidate: "adrec crossvalidate --data data/world --out runs/folds --folds 3",
     use.recommend: "adrec recommend runs/mine --user 17 -k 5",
     serve.serve: "adrec serve runs/mine --port 8000",
+    serve.loadtest: "adrec loadtest http://127.0.0.1:8000 --rate 50",
     use.bench: "adrec bench runs/mine --requests 500",
     use.export: "adrec export runs/mine --out runs/mine/onnx",
     use.doctor: "adrec doctor",

@@ -1,13 +1,14 @@
 """The commands that serve a version over HTTP, and use what it logged."""
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adrec.console import notes, out
-from adrec.options import Run, Settings
+from adrec.console import notes, out, show_load, write_json
+from adrec.options import JsonFile, Run, Settings
 from adrec.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ def serve(
     Listens at 127.0.0.1 unless told otherwise. Tokens come from the environment:
     ADREC_EVENTS_TOKEN to report events and to change ads, ADREC_ADMIN_TOKEN for the admin's port.
     """
-    import os
-
     from adrec.config import parse_overrides, settings_of
     from adrec.serving.config import ServerConfig
     from adrec.serving.run import run
@@ -57,6 +56,43 @@ def serve(
 
     run(service, ready=ready)
     notes.print("stopped")
+
+
+def loadtest(
+    url: Annotated[str, typer.Argument(help="Of a server: http://127.0.0.1:8000.")],
+    rate: Annotated[float, typer.Option(min=0.01, help="Requests a second, on average.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long.")] = 30.0,
+    users: Annotated[
+        Path | None, typer.Option(help="File with a user's id on each line; else 1 to 1000.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Ads a request.")] = 10,
+    reported: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of answers whose ads were shown.")
+    ] = 0.0,
+    timeout_ms: Annotated[
+        float | None, typer.Option(help="Deadline that requests bring; else the server's own.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Send a server requests that come at random instants, and report how it did.
+
+    They come whether or not earlier ones are answered, as users do. With --reported, events follow
+    as clients report them; they go into the server's log, so do this to one that is there for it.
+    """
+    import asyncio
+
+    from adrec.serving.loadtest import Load, run_load
+
+    ids = [str(i) for i in range(1, 1001)] if users is None else users.read_text().split()
+    load = Load(rate, seconds, ids, k=k, reported=reported, timeout_ms=timeout_ms)
+    token = os.environ.get("ADREC_EVENTS_TOKEN")
+    with Progress(notes).track("load", round(seconds), "s") as advance:
+        found = asyncio.run(run_load(url, load, token=token, tell=lambda s: advance(1, "")))
+    summary = found.summary()
+    show_load(summary)
+    write_json(json_file, summary)
+    if summary["failed"] or summary["events_failed"]:
+        raise typer.Exit(1)
 
 
 @log.command(epilog="Example: adrec log export runs/mine --out data/next")
