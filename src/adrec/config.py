@@ -96,7 +96,24 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: not YAML, an unknown key, or a value out of range; it names each.
     """
-    found: Any = {}
+    return load_settings(RunConfig, path, overrides)
+
+
+def load_settings(
+    kind: type[ConfigT], path: Path | None, overrides: Mapping[str, Any], *, source: str = "--set"
+) -> ConfigT:
+    """Read settings of any kind, all of which have defaults.
+
+    Args:
+        kind: of the settings.
+        path: YAML with any of their keys; None: only the defaults.
+        overrides: values by path.
+        source: where those are from, for errors.
+
+    Raises:
+        ConfigError: not YAML, an unknown key, or a value out of range; it names each.
+    """
+    defaults, found = kind().model_dump(), dict[str, Any]()
     if path is not None:
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -106,11 +123,12 @@ def load_config(path: Path | None, overrides: Mapping[str, Any]) -> RunConfig:
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid YAML: {error}") from error
         if not isinstance(found, dict):
-            raise ConfigError(f"{path}: expected keys such as 'data' and 'training'")
-    content = _over_defaults(RunConfig().model_dump(), found)
+            some = " and ".join(f"'{name}'" for name in list(defaults)[:2])
+            raise ConfigError(f"{path}: expected keys such as {some}")
+    content = _over_defaults(defaults, found)
     for key, value in overrides.items():
-        _put(content, key.split("."), value, f"--set {key}")
-    return parse_config(RunConfig, content, source=str(path or "settings"))
+        _put(content, key.split("."), value, f"{source} {key}")
+    return parse_config(kind, content, source=str(path or "settings"))
 
 
 def with_settings(config: RunConfig, values: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -128,23 +146,6 @@ def with_settings(config: RunConfig, values: Mapping[str, Any], *, source: str) 
     for key, value in values.items():
         _put(content, key.split("."), value, f"{source}: {key}")
     return parse_config(RunConfig, content, source=source)
-
-
-def settings_of(kind: type[ConfigT], overrides: Mapping[str, Any], *, source: str) -> ConfigT:
-    """The defaults of some settings with values over them.
-
-    Args:
-        kind: of the settings; all of them have defaults.
-        overrides: values by path.
-        source: where they are from, for errors.
-
-    Raises:
-        ConfigError: a path that there is not, or a value out of range; it names each.
-    """
-    content = kind().model_dump()
-    for key, value in overrides.items():
-        _put(content, key.split("."), value, f"{source}: {key}")
-    return parse_config(kind, content, source=source)
 
 
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:

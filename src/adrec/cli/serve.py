@@ -27,6 +27,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port of the requests; 0: any.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin; 0: any.")] = None,
     events: Events = None,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML with settings of the server.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Answer requests for ads over HTTP; the page /docs tells all of them.
@@ -34,7 +37,7 @@ def serve(
     Listens at 127.0.0.1 unless told otherwise. Tokens come from the environment:
     ADREC_EVENTS_TOKEN to report events and to change ads, ADREC_ADMIN_TOKEN for the admin's port.
     """
-    from adrec.config import parse_overrides, settings_of
+    from adrec.config import load_settings, parse_overrides
     from adrec.serving.config import ServerConfig
     from adrec.serving.run import run
     from adrec.serving.service import Service
@@ -46,7 +49,7 @@ def serve(
     }  # fmt: skip
     given = {name: value for name, value in flags.items() if value is not None}
     given |= parse_overrides(settings or [])
-    config = settings_of(ServerConfig, given, source="adrec serve")
+    config = load_settings(ServerConfig, config_file, given)
     notes.print(f"loading {folder}")
     service = Service(folder, _event_log(folder, config.events), config)
 

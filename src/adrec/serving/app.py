@@ -24,11 +24,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.metrics import Metrics
-from adrec.serving.service import Answered, Service
+from adrec.serving.openrtb import BidRequest, BidResponse, billed
+from adrec.serving.service import Service
 from adrec.serving.wire import (
     AdInfo,
     AdsIn,
     AdsOut,
+    Answered,
     BatchIn,
     BatchOut,
     ErrorOut,
@@ -105,6 +107,52 @@ def create_app(service: Service) -> FastAPI:
             metrics.events.labels("", "rejected").inc(len(rejected))
         there = len(reported.events) - len(rejected) - len(added)
         return EventsOut(accepted=len(added), duplicates=there, rejected=rejected)
+
+    @app.post(
+        "/openrtb2/bid",
+        response_model=BidResponse,
+        response_model_exclude_none=True,
+        responses={204: {"description": "No bid."}, 400: _REFUSED},
+        tags=["openrtb"],
+    )
+    async def bid(asked: BidRequest) -> Response:
+        """Bids on the impressions of an OpenRTB 2.6 bid request; none is 204, also for lack of
+        time."""
+        lots = service.lots(asked)
+        answers = await asyncio.gather(*(_answer_or_why(service, lot.asked) for lot in lots))
+        noted = [None if isinstance(one, str) else _noted(metrics, one) for one in answers]
+        found = service.bids(asked, lots, noted)
+        headers = {"x-openrtb-version": "2.6"}
+        if found is None:
+            metrics.bids.labels("none").inc()
+            return Response(status_code=204, headers=headers)
+        metrics.bids.labels("made").inc(len(found.seatbid[0].bid))
+        return JSONResponse(found.model_dump(exclude_none=True), headers=headers)
+
+    @app.get("/openrtb2/win", status_code=204, tags=["openrtb"])
+    async def win(
+        request: Annotated[str, Query(max_length=512)],
+        ad: Annotated[str, Query(max_length=512)],
+        price: Annotated[str, Query(max_length=64)] = "",
+        currency: Annotated[str, Query(max_length=64)] = "",
+    ) -> None:
+        """Notice of an exchange: a bid has won. It is counted."""
+        metrics.bids.labels("won").inc()
+
+    @app.get("/openrtb2/billing", status_code=204, responses={503: _REFUSED}, tags=["openrtb"])
+    async def billing(
+        request: Annotated[str, Query(min_length=1, max_length=512)],
+        ad: Annotated[str, Query(min_length=1, max_length=512)],
+        price: Annotated[str, Query(max_length=64)] = "",
+        currency: Annotated[str, Query(max_length=64)] = "",
+    ) -> None:
+        """Notice of an exchange: the ad was shown and is billed. It becomes an impression."""
+        taken = await run_in_threadpool(service.take_events, [billed(request, ad)])
+        if taken.rejected:
+            raise HTTPException(422, taken.rejected[0][1])
+        if await _until_done(taken.written):
+            metrics.bids.labels("billed").inc()
+            metrics.events.labels("impression", "accepted").inc()
 
     @app.get("/v1/ads", tags=["catalogue"])
     async def list_ads(
@@ -301,7 +349,8 @@ def _handle_errors(app: FastAPI) -> None:
             f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
         ]
         more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-        return JSONResponse({"detail": "; ".join(problems[:_TOLD]) + more}, 422)
+        status = 400 if request.url.path.startswith("/openrtb2/") else 422
+        return JSONResponse({"detail": "; ".join(problems[:_TOLD]) + more}, status)
 
     for kind in statuses:
         app.add_exception_handler(kind, handle)

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 
 from adrec.schema import Strict
 from adrec.serving.batching import BatchingConfig
+from adrec.serving.openrtb import OpenRtbConfig
 
 Token = Annotated[SecretStr, Field(min_length=16)]
 
@@ -50,4 +51,5 @@ class ServerConfig(Strict):
     drain_s: float = Field(default=10.0, ge=0.0)
     """Longest that requests in work are waited for at the end."""
     batching: BatchingConfig = BatchingConfig()
+    openrtb: OpenRtbConfig = OpenRtbConfig()
     limits: Limits = Limits()

@@ -44,6 +44,12 @@ class Metrics:
         self.events = Counter(
             "adrec_events", "Events taken.", ("kind", "result"), registry=self.registry
         )
+        self.bids = Counter(
+            "adrec_bids",
+            "OpenRTB bids, and what came of them.",
+            ("result",),
+            registry=self.registry,
+        )
         self.swaps = Counter(
             "adrec_swaps",
             "Changes of the version that answers.",

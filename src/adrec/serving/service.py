@@ -19,9 +19,10 @@ from adrec.recommender import Recommender, Request, Slate
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
+from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Loaded, Versions, load
-from adrec.serving.wire import AdInfo, EventIn, RecommendIn, UserOut, answer
+from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
 
 _ELSEWHERE = "elsewhere"
 """Version of slates that another server answered with."""
@@ -36,20 +37,6 @@ class _Ask:
     k: int
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A slate with its entry in the log, and the currency of its prices."""
-
-    logged: LoggedSlate
-    slate: Slate
-    currency: str | None
-    explain: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """`RecommendOut`."""
-        return answer(self.logged, self.slate, self.currency, explain=self.explain)
 
 
 @dataclass(frozen=True)
@@ -83,10 +70,12 @@ class Service:
 
         Raises:
             BundleError: there is no version, or it is damaged.
+            ConfigError: the settings name fields that its schema has not.
         """
         use_threads(1)
         self.config, self._log, self._clock = config, log, clock
         self.versions = Versions(folder, log, clock=clock)
+        config.openrtb.check(self.current.recommender.state.schema)
         self.journal = Journal(log, on_commit=self.versions.tell)
         self.batcher: Batcher[_Ask, Answered] = Batcher(
             self._answer, config.batching, begin_thread=lambda: use_threads(1)
@@ -111,6 +100,38 @@ class Service:
         request = asked.request(self._clock(), explain=asked.explain or sampled)
         ask = _Ask(request, asked.k, asked.explain)
         return self.batcher.submit(ask, timeout_ms / 1000.0)
+
+    def lots(self, asked: BidRequest) -> list[Lot]:
+        """The impressions of an exchange's request that may be bid on.
+
+        Raises:
+            RequestError: ads carry no bids.
+        """
+        schema = self.current.recommender.state.schema
+        if schema.bid_micros is None:
+            raise RequestError("the ads of this version carry no bids")
+        return lots_of(asked, self.config.openrtb, schema.currency, self.config.timeout_ms)
+
+    def bids(
+        self, asked: BidRequest, lots: Sequence[Lot], answers: Sequence[Answered | None]
+    ) -> BidResponse | None:
+        """Bids on some lots; None if there is none."""
+        about = {
+            ad.ad_id: found
+            for answered in answers
+            if answered is not None
+            for ad in answered.slate.ads
+            if (found := self.ad(ad.ad_id)) is not None
+        }
+        bids = list(bids_on(lots, answers, self.config.openrtb, about))
+        if not bids:
+            return None
+        return BidResponse(
+            id=asked.id,
+            bidid=uuid.uuid4().hex,
+            cur=self.current.recommender.state.schema.currency,
+            seatbid=[SeatBid(seat=self.config.openrtb.seat, bid=bids)],
+        )
 
     def take_events(self, events: Sequence[EventIn]) -> EventsTaken:
         """Write events to the log; those that make no sense are left out. It may read the log."""

@@ -4,7 +4,7 @@ Answers are built as plain values and these models document them: an answer of a
 need not be checked by the one who made it.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -213,20 +213,31 @@ class UserOut(_Wire):
     histories: dict[str, list[dict[str, Any]]] = Field(description="Newest first.")
 
 
-def answer(
-    logged: LoggedSlate, slate: Slate, currency: str | None, *, explain: bool
-) -> dict[str, Any]:
-    """`RecommendOut` as plain values."""
-    seen = {"seen": asdict(slate.seen)} if explain and slate.seen is not None else {}
-    return seen | {
-        "request_id": logged.request_id,
-        "user": slate.user,
-        "version": slate.version,
-        "at_ms": logged.at_ms,
-        "degraded": False,
-        "ads": [_ad(place, ad, currency) for place, ad in enumerate(slate.ads, 1)],
-        "stage_ms": {name: round(ms, 3) for name, ms in slate.stage_ms.items()},
-    }
+@dataclass(frozen=True)
+class Answered:
+    """A slate with its entry in the log, and the currency of its prices."""
+
+    logged: LoggedSlate
+    slate: Slate
+    currency: str | None
+    explain: bool
+    """Whether the client wants to know, too, what the models were told."""
+
+    def as_json(self) -> dict[str, Any]:
+        """`RecommendOut` as plain values."""
+        slate = self.slate
+        found = {
+            "request_id": self.logged.request_id,
+            "user": slate.user,
+            "version": slate.version,
+            "at_ms": self.logged.at_ms,
+            "degraded": False,
+            "ads": [_ad(place, ad, self.currency) for place, ad in enumerate(slate.ads, 1)],
+            "stage_ms": {name: round(ms, 3) for name, ms in slate.stage_ms.items()},
+        }
+        if self.explain and slate.seen is not None:
+            found["seen"] = asdict(slate.seen)
+        return found
 
 
 def _ad(place: int, ad: RankedAd, currency: str | None) -> dict[str, Any]:
