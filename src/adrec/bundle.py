@@ -220,9 +220,10 @@ class Bundle:
         load_weights(self.path / "ranker.safetensors", ranker)
         return ranker.eval().requires_grad_(False)
 
-    def index(self) -> AdIndex:
-        """The index of the ads' vectors."""
-        return AdIndex.load(self.path / "index.faiss", tower=self.manifest.tower)
+    def index(self, *, mapped: bool | None = None) -> AdIndex:
+        """The index of the ads' vectors; `mapped` as `AdIndex.load` takes it."""
+        path = self.path / "index.faiss"
+        return AdIndex.load(path, tower=self.manifest.tower, mapped=mapped)
 
     def state(self) -> State:
         """Users, histories and counters at the log's end."""

@@ -187,6 +187,7 @@ class Recommender:
         *,
         clock: Clock | None = None,
         rng: np.random.Generator | None = None,
+        mapped: bool | None = None,
     ) -> Self:
         """Load a bundle: a version's folder, or a folder of versions.
 
@@ -195,6 +196,8 @@ class Recommender:
             clock: time of requests that carry none; None stands still just after the log's end,
                 which is what the bundle's state knows.
             rng: explores, where the settings say so; None: a fresh one.
+            mapped: whether the index stays on disk, where processes share its pages; None: as its
+                settings say.
 
         Raises:
             BundleError: nothing is there, or it is damaged.
@@ -203,7 +206,7 @@ class Recommender:
         after = bundle.manifest.log_end_ms + 1
         return cls(
             bundle.runtime(),
-            bundle.index(),
+            bundle.index(mapped=mapped),
             bundle.state(),
             bundle.manifest.serving,
             version=bundle.manifest.version,

@@ -107,7 +107,7 @@ class TestLess:
 
     def test_a_user_is_erased(self, log):
         log.append([slate(1), slate(2, user="u2")], [event(1), event(2, request=2)])
-        assert log.erase_user("u1") == 1
+        assert log.erase_user("u1", at_ms=9) == 1
         assert numbers(log.events()) == ["e2"]
 
     def test_numbers_are_not_given_twice(self, log):

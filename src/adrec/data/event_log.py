@@ -14,6 +14,7 @@ transaction, so that a sync to disk serves all of them.
 import json
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,6 +34,12 @@ MS_PER_DAY = 86_400_000
 _BUSY_S = 30.0
 _CHUNK = 10_000  # rows read at a time
 _MOST_PARAMETERS = 500  # in one statement
+_APPENDING = 6_021_023  # PostgreSQL's lock of appends
+_TIMEOUTS = {
+    "connect_timeout": 3,
+    "options": "-c statement_timeout=10000 -c lock_timeout=10000",
+    "tcp_user_timeout": 5000,
+}
 
 _metadata = sa.MetaData()
 _slates = sa.Table(
@@ -66,6 +73,21 @@ _ad_changes = sa.Table(
     sa.Column("ad_id", sa.Text, primary_key=True),
     sa.Column("fields", sa.Text),
     sa.Column("status", sa.Text, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+_erasures = sa.Table(
+    "erasures",
+    _metadata,
+    sa.Column("user_id", sa.Text, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+)
+_marks = sa.Table(  # how often something was changed, and what it is now
+    "marks",
+    _metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
 )
 
 AdStatus = Literal["active", "paused", "removed"]
@@ -79,6 +101,22 @@ class AdChange:
     status: AdStatus
     fields: Mapping[str, Any] | None = None
     """Raw values by column, as it was put last; None: those of the model version."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What changes seldom, told by numbers: a process that knows an older one is behind."""
+
+    last: int
+    """Place of the last event in the log."""
+    ads: int
+    """Number of the last change of ads."""
+    erasures: int
+    """Number of the last erasure of a user."""
+    version: str
+    """Name of the model version that servers of this log were told to answer with; '' for none."""
+    versions: int
+    """How often they were told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +189,8 @@ class EventLog:
         """
         try:
             self._url = sa.make_url(url)
-            self._engine = sa.create_engine(self._url, pool_pre_ping=True)
+            timeouts = _TIMEOUTS if self._url.drivername.startswith("postgresql") else {}
+            self._engine = sa.create_engine(self._url, pool_pre_ping=True, connect_args=timeouts)
             if self._url.drivername.startswith("sqlite"):
                 sa.event.listen(self._engine, "connect", _make_durable)
             with self._translated():
@@ -165,6 +204,9 @@ class EventLog:
                 f"{self._engine.dialect.name}"
             )
         self._insert = dialect.insert
+        with self._translated():
+            self.id = self._identify()
+            """The same for all who have this log open."""
 
     @classmethod
     def in_file(cls, path: Path) -> "EventLog":
@@ -184,6 +226,10 @@ class EventLog:
         first = {event.event_id: event for event in reversed(events)}
         added: list[Event] = []
         with self._translated(), self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                # Numbers are given before transactions end; one after the other they end in order,
+                # so that whoever reads up to a number has read all before it.
+                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_APPENDING})"))
             if slates:
                 rows = [_slate_row(slate) for slate in slates]
                 connection.execute(self._insert(_slates).on_conflict_do_nothing(), rows)
@@ -220,21 +266,25 @@ class EventLog:
                 found += [_event_of(row) for row in connection.execute(statement)]
         return sorted(found, key=lambda event: event.seq)
 
-    def events(self, *, after: int = 0, from_ms: int = 0) -> Iterator[tuple[Event, LoggedSlate]]:
+    def events(
+        self, *, after: int = 0, before: int | None = None, from_ms: int = 0
+    ) -> Iterator[tuple[Event, LoggedSlate]]:
         """Events in the log's order, each with its slate.
 
         Args:
             after: place in the log; only later ones.
+            before: place in the log; only earlier ones.
             from_ms: time; only events of slates not before it.
         """
         joined = _events.join(_slates, _events.c.request_id == _slates.c.request_id)
         names = [column.label(f"event_{column.name}") for column in _events.c]
+        until = [] if before is None else [_events.c.seq < before]
         with self._translated(), self._engine.connect() as connection:
             while True:
                 statement = (
                     sa.select(*names, _slates)
                     .select_from(joined)
-                    .where(_events.c.seq > after, _slates.c.at_ms >= from_ms)
+                    .where(_events.c.seq > after, _slates.c.at_ms >= from_ms, *until)
                     .order_by(_events.c.seq)
                     .limit(_CHUNK)
                 )
@@ -269,29 +319,40 @@ class EventLog:
             first, last = connection.execute(ends).one()
         return None if first is None else (int(first), int(last))
 
-    def change_ads(self, changes: Sequence[AdChange]) -> None:
-        """Note how ads stand from now on; fields that a change leaves out stay as they were put."""
-        rows = [
-            {
-                "ad_id": change.ad_id,
-                "status": change.status,
-                "fields": None if change.fields is None else json.dumps(change.fields),
-            }
-            for change in changes
-        ]
-        if not rows:
-            return
+    def change_ads(self, changes: Sequence[AdChange]) -> int:
+        """Note how ads stand from now on; fields that a change leaves out stay as they were put.
+
+        Returns:
+            The number of the change.
+        """
         insert = self._insert(_ad_changes)
         kept = sa.func.coalesce(insert.excluded.fields, _ad_changes.c.fields)
         statement = insert.on_conflict_do_update(
             index_elements=[_ad_changes.c.ad_id],
-            set_={"status": insert.excluded.status, "fields": kept},
+            set_={
+                "status": insert.excluded.status,
+                "fields": kept,
+                "number": insert.excluded.number,
+            },
         )
         with self._translated(), self._engine.begin() as connection:
-            connection.execute(statement, rows)
+            number = self._mark(connection, "ads")
+            rows = [
+                {
+                    "ad_id": change.ad_id,
+                    "status": change.status,
+                    "fields": None if change.fields is None else json.dumps(change.fields),
+                    "number": number,
+                }
+                for change in changes
+            ]
+            if rows:
+                connection.execute(statement, rows)
+        return number
 
-    def ad_changes(self) -> list[AdChange]:
-        """How all ads stand that were changed."""
+    def ad_changes(self, *, after: int = 0) -> list[AdChange]:
+        """How all ads stand that were changed; after a number, only those changed since."""
+        statement = sa.select(_ad_changes).where(_ad_changes.c.number > after)
         with self._translated(), self._engine.connect() as connection:
             return [
                 AdChange(
@@ -299,8 +360,26 @@ class EventLog:
                     status=row.status,
                     fields=None if row.fields is None else json.loads(row.fields),
                 )
-                for row in connection.execute(sa.select(_ad_changes).order_by(_ad_changes.c.ad_id))
+                for row in connection.execute(statement.order_by(_ad_changes.c.ad_id))
             ]
+
+    def want_version(self, name: str) -> None:
+        """Tell all servers of this log which model version to answer with."""
+        with self._translated(), self._engine.begin() as connection:
+            self._mark(connection, "version", name)
+
+    def marks(self) -> Marks:
+        """What has been changed so far."""
+        last = sa.select(sa.func.max(_events.c.seq))
+        with self._translated(), self._engine.connect() as connection:
+            found = {row.name: row for row in connection.execute(sa.select(_marks))}
+            return Marks(
+                last=int(connection.execute(last).scalar() or 0),
+                ads=found["ads"].number if "ads" in found else 0,
+                erasures=found["erasures"].number if "erasures" in found else 0,
+                version=found["version"].text if "version" in found else "",
+                versions=found["version"].number if "version" in found else 0,
+            )
 
     def __len__(self) -> int:
         """Number of events."""
@@ -310,21 +389,58 @@ class EventLog:
 
     def prune(self, before_ms: int) -> int:
         """Delete slates older than an instant, with their events; returns how many slates."""
-        return self._delete(_slates.c.at_ms < before_ms)
+        with self._translated(), self._engine.begin() as connection:
+            return self._delete(connection, _slates.c.at_ms < before_ms)
 
-    def erase_user(self, user_id: str) -> int:
-        """Delete all slates of a user, with their events; returns how many slates."""
-        return self._delete(_slates.c.user_id == user_id)
+    def erase_user(self, user_id: str, *, at_ms: int) -> int:
+        """Delete all slates of a user, with their events, and note that the user was erased.
+
+        Returns:
+            How many slates there were.
+        """
+        insert = self._insert(_erasures)
+        statement = insert.on_conflict_do_update(
+            index_elements=[_erasures.c.user_id],
+            set_={"at_ms": insert.excluded.at_ms, "number": insert.excluded.number},
+        )
+        with self._translated(), self._engine.begin() as connection:
+            number = self._mark(connection, "erasures")
+            connection.execute(statement, {"user_id": user_id, "at_ms": at_ms, "number": number})
+            return self._delete(connection, _slates.c.user_id == user_id)
+
+    def erased(self, *, after: int = 0, from_ms: int = 0) -> list[str]:
+        """Users that were erased, after a number and not before an instant."""
+        statement = sa.select(_erasures.c.user_id).where(
+            _erasures.c.number > after, _erasures.c.at_ms >= from_ms
+        )
+        with self._translated(), self._engine.connect() as connection:
+            return [row.user_id for row in connection.execute(statement)]
 
     def close(self) -> None:
         """Let go of all connections."""
         self._engine.dispose()
 
-    def _delete(self, which: sa.ColumnElement[bool]) -> int:
+    def _identify(self) -> str:
+        with self._engine.begin() as connection:
+            row = {"name": "id", "number": 0, "text": uuid.uuid4().hex}
+            connection.execute(self._insert(_marks).on_conflict_do_nothing(), row)
+            named = sa.select(_marks.c.text).where(_marks.c.name == "id")
+            return str(connection.execute(named).scalar_one())
+
+    def _delete(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
         theirs = sa.select(_slates.c.request_id).where(which)
-        with self._translated(), self._engine.begin() as connection:
-            connection.execute(sa.delete(_events).where(_events.c.request_id.in_(theirs)))
-            return int(connection.execute(sa.delete(_slates).where(which)).rowcount)
+        connection.execute(sa.delete(_events).where(_events.c.request_id.in_(theirs)))
+        return int(connection.execute(sa.delete(_slates).where(which)).rowcount)
+
+    def _mark(self, connection: sa.Connection, name: str, text: str = "") -> int:
+        """Count a change; its number. Whoever else counts the same waits until this is over."""
+        insert = self._insert(_marks)
+        statement = insert.on_conflict_do_update(
+            index_elements=[_marks.c.name],
+            set_={"number": _marks.c.number + 1, "text": insert.excluded.text},
+        ).returning(_marks.c.number)
+        found = connection.execute(statement, {"name": name, "number": 1, "text": text})
+        return int(found.scalar_one())
 
     def _translated(self) -> "_Translated":
         return _Translated(self._url.render_as_string(hide_password=True))

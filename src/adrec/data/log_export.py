@@ -1,6 +1,7 @@
 """Log export: what a server logged, as the tables that the next version trains on.
 
-The folder holds the log that the served version was trained on, under adrec's own names, and beside
+The folder holds the log that the served version was trained on, under adrec's own names and without
+users that were erased since, and beside
 its impressions a file for each day of serving. An impression is written once its outcomes are
 settled, that is once the longest delay among the tasks is over. The same export again brings the
 folder up to date, also after a version has been trained on it.
@@ -75,11 +76,13 @@ def export_log(
     name = schema.name.removesuffix(_ENDING) + _ENDING  # a synthetic world's truth is not known
     schema = schema.model_copy(update={"name": name})
     ads, folder = _ads(log, known), out / "impressions"
+    new_ms, settled_ms = _end_ms(known) + 1, now_ms - max(task.delay_ms for task in schema.tasks)
+    erased = log.erased(from_ms=new_ms)
+    remain = ~pl.col(USER_ID).is_in(erased) if erased and schema.user_id else pl.lit(True)
     folder.mkdir(parents=True, exist_ok=True)
     if not only_new and not (folder / f"{_BEFORE}.parquet").exists():
         with reading(known.impressions.file):
-            _whole(folder / f"{_BEFORE}.parquet", known.impressions.frame())
-    new_ms, settled_ms = _end_ms(known) + 1, now_ms - max(task.delay_ms for task in schema.tasks)
+            _whole(folder / f"{_BEFORE}.parquet", known.impressions.frame().filter(remain))
     profiles: dict[str, Mapping[str, Any]] = {}
     days, impressions = [], 0
     start_ms, end_ms = log.span_ms() or (0, -1)
@@ -98,7 +101,10 @@ def export_log(
     if schema.ads_table:
         _whole(out / "ads.parquet", ads.lazy())
     if schema.users_table:
-        _whole(out / "users.parquet", _users(schema, known, profiles).lazy())
+        users = known.user_frame()
+        assert users is not None
+        users = _with_profiles(schema, users.filter(remain), profiles)
+        _whole(out / "users.parquet", users.lazy())
     (out / SCHEMA_FILE).write_text(schema.dump())
     late = log.shown(max(settled_ms, new_ms), end_ms + 1)
     unsettled = sum(len({event.ad_id for event in events}) for _, events in late)
@@ -196,12 +202,10 @@ def _ads(log: EventLog, known: Tables) -> pl.DataFrame:
     return pl.concat([ads.join(new, on=AD_ID, how="anti"), new])
 
 
-def _users(
-    schema: Schema, known: Tables, profiles: Mapping[str, Mapping[str, Any]]
+def _with_profiles(
+    schema: Schema, users: pl.DataFrame, profiles: Mapping[str, Mapping[str, Any]]
 ) -> pl.DataFrame:
     """The table of users with the profiles that requests brought in the place of older ones."""
-    users = known.user_frame()
-    assert users is not None
     if not profiles:
         return users
     rows = [{**profile, USER_ID: user} for user, profile in profiles.items()]

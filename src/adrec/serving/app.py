@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adrec.data.event_log import Event
 from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.metrics import Metrics
@@ -99,7 +100,7 @@ def create_app(service: Service) -> FastAPI:
         """Report what came of ads. Those accepted are on disk; the next request knows of them."""
         _at_most(len(reported.events), service.config.limits.events, "events")
         taken = await run_in_threadpool(service.take_events, reported.events)
-        added = await _until_done(taken.written)
+        added = await _until_written(taken.written, service.config.events_timeout_s)
         for event in added:
             metrics.events.labels(event.kind, "accepted").inc()
         rejected = [Rejected(event_id=key, reason=reason) for key, reason in taken.rejected]
@@ -150,7 +151,7 @@ def create_app(service: Service) -> FastAPI:
         taken = await run_in_threadpool(service.take_events, [billed(request, ad)])
         if taken.rejected:
             raise HTTPException(422, taken.rejected[0][1])
-        if await _until_done(taken.written):
+        if await _until_written(taken.written, service.config.events_timeout_s):
             metrics.bids.labels("billed").inc()
             metrics.events.labels("impression", "accepted").inc()
 
@@ -283,7 +284,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
     @app.delete("/admin/users/{user_id}")
     async def erase(user_id: Annotated[str, Path(max_length=512)]) -> dict[str, int]:
         """Erase a user from the state and from the log."""
-        return {"slates": await run_in_threadpool(service.erase_user, user_id)}
+        return {"slates": await run_in_threadpool(service.versions.erase_user, user_id)}
 
     return app
 
@@ -370,6 +371,15 @@ def _bearer(token: SecretStr | None) -> Callable[[Request], Awaitable[None]]:
 
 async def _until_done(future: "Future[T]") -> T:
     return await asyncio.wrap_future(future)
+
+
+async def _until_written(written: "Future[list[Event]]", timeout_s: float) -> list[Event]:
+    try:
+        return await asyncio.wait_for(_until_done(written), timeout_s)
+    except TimeoutError as error:
+        raise EventLogError(
+            f"the events are not written after {timeout_s:g} s; send them again"
+        ) from error
 
 
 async def _answer_or_why(service: Service, asked: RecommendIn) -> Answered | str:

@@ -44,6 +44,18 @@ class ServerConfig(Strict):
     """The same for the admin's port; None: anyone who reaches it."""
     events: str | None = None
     """SQLAlchemy URL of the event log. None: SQLite in the run's folder, `events.db`."""
+    redis: str | None = None
+    """URL of a Redis server through which several servers of one log tell each other the news
+    before the next answer; None: each looks into the log every `follow_ms`."""
+    redis_timeout_ms: float = Field(default=20.0, gt=0.0, le=1_000.0)
+    """Longest that an answer waits for Redis; then it goes on without, and says so."""
+    follow_ms: float = Field(default=50.0, gt=0.0, le=60_000.0)
+    """How often the log is looked into for what other servers have written."""
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that serve on the same ports; they share the memory of the index."""
+    events_timeout_s: float = Field(default=5.0, gt=0.0, le=60.0)
+    """Longest that a report of events waits to be written; then the client is told to send it
+    again."""
     keep_days: int | None = Field(default=None, ge=1)
     """Days after which slates and events are deleted; None: never."""
     sample: float = Field(default=0.001, ge=0.0, le=1.0)

@@ -44,7 +44,7 @@ class Feed:
     def tell(
         self, log: EventLog, events: Sequence[Event], slates: Mapping[str, LoggedSlate]
     ) -> None:
-        """Tell events that were added to a log, in its order.
+        """Tell events that were added to a log, in its order, after what it missed of others.
 
         Args:
             log: holds what came before them.
@@ -54,6 +54,10 @@ class Feed:
         events = [event for event in events if event.seq > self.told]
         if not events:
             return
+        if events[0].seq > self.told + 1:  # other processes write to the log, too
+            missed = list(log.events(after=self.told, before=events[0].seq))
+            events = [*(event for event, _ in missed), *events]
+            slates = {**slates, **{slate.request_id: slate for _, slate in missed}}
         forgotten = {event.request_id for event in events} - self._outcomes.keys()
         for event in log.reported(forgotten, before=events[0].seq):
             self._note(event)

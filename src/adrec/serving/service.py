@@ -1,6 +1,8 @@
 """Service: what a server does, without HTTP. It joins versions, batching and the journal."""
 
+import logging
 import random
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,16 +15,19 @@ import numpy as np
 
 from adrec.data.event_log import AdChange, AdStatus, Event, EventLog, LoggedSlate, Shown, kinds
 from adrec.data.parsing import as_text
-from adrec.errors import RequestError
+from adrec.errors import EventLogError, RequestError
 from adrec.inference.threads import use_threads
 from adrec.recommender import Recommender, Request, Slate
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
+from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Loaded, Versions, load
 from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
+
+_log = logging.getLogger(__name__)
 
 _ELSEWHERE = "elsewhere"
 """Version of slates that another server answered with."""
@@ -59,6 +64,7 @@ class Service:
         config: ServerConfig,
         *,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        since: int | None = None,
     ) -> None:
         """Load the version that a run's `current` names, and begin.
 
@@ -67,6 +73,7 @@ class Service:
             log: of slates and events; closed with the service.
             config: what is allowed.
             clock: UTC milliseconds.
+            since: as `Versions` takes it.
 
         Raises:
             BundleError: there is no version, or it is damaged.
@@ -74,12 +81,20 @@ class Service:
         """
         use_threads(1)
         self.config, self._log, self._clock = config, log, clock
-        self.versions = Versions(folder, log, clock=clock)
+        self.news = None  # from here on; what was before it is in the log
+        if config.redis is not None:
+            self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
+        self.versions = Versions(
+            folder, log, clock=clock, mapped=config.workers > 1 or None, since=since
+        )
         config.openrtb.check(self.current.recommender.state.schema)
-        self.journal = Journal(log, on_commit=self.versions.tell)
+        self.journal = Journal(log, on_commit=self._committed)
         self.batcher: Batcher[_Ask, Answered] = Batcher(
             self._answer, config.batching, begin_thread=lambda: use_threads(1)
         )
+        self._closing = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="follow", daemon=True)
+        self._follower.start()
 
     @property
     def current(self) -> Loaded:
@@ -209,11 +224,6 @@ class Service:
         recommender, log_end_ms = load(self.current.folder, self._log, clock=self._clock)
         return measure_skew(recommender, self._log, after_ms=log_end_ms, until_ms=self._clock())
 
-    def erase_user(self, user_id: str) -> int:
-        """Erase a user from the state and from the log; returns how many slates there were."""
-        self.current.recommender.forget(user_id)
-        return self._log.erase_user(user_id)
-
     def prune(self) -> int:
         """Delete what is older than the settings allow; returns how many slates."""
         if self.config.keep_days is None:
@@ -222,12 +232,41 @@ class Service:
 
     def close(self) -> None:
         """Answer what waits, write what waits, and end."""
+        self._closing.set()
+        self._follower.join()
         self.batcher.close()
         self.journal.close()
+        if self.news is not None:
+            self.news.close()
         self._log.close()
+
+    def _committed(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
+        """Events are on disk: this process knows of them now, and the others may."""
+        self.versions.tell(slates, events)
+        if self.news is not None:
+            self.news.publish(slates, events)
+
+    def _hear(self) -> bool:
+        """Take in what other processes told; whether nothing may be missing."""
+        if self.news is None:
+            return True
+        messages = self.news.read()
+        for slates, events in messages or ():
+            self.versions.tell(slates, events)
+        return messages is not None
+
+    def _follow(self) -> None:
+        """Take in what other processes have written to the log, now and then, until the end."""
+        while not self._closing.wait(self.config.follow_ms / 1000.0):
+            try:
+                self.versions.follow()
+            except EventLogError as error:
+                _log.warning("the log cannot be followed: %s", error)
+                self._closing.wait(_READY_S)
 
     def _answer(self, asks: Sequence[_Ask]) -> Sequence[Answered | Exception]:
         """Answer a batch; all of it by one version."""
+        heard = self._hear()
         current = self.versions.current
         recommender = current.recommender
         most = max(ask.k for ask in asks)
@@ -246,7 +285,7 @@ class Service:
             else:
                 slate = replace(slate, ads=slate.ads[: ask.k])
                 logged = _logged(ask.request, slate)
-                found.append(Answered(logged, slate, currency, ask.explain))
+                found.append(Answered(logged, slate, currency, ask.explain, not heard))
         self.journal.note([one.logged for one in found if isinstance(one, Answered)])
         return found
 

@@ -222,6 +222,8 @@ class Answered:
     currency: str | None
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
+    degraded: bool
+    """Whether something that other servers know may be missing."""
 
     def as_json(self) -> dict[str, Any]:
         """`RecommendOut` as plain values."""
@@ -231,7 +233,7 @@ class Answered:
             "user": slate.user,
             "version": slate.version,
             "at_ms": self.logged.at_ms,
-            "degraded": False,
+            "degraded": self.degraded,
             "ads": [_ad(place, ad, self.currency) for place, ad in enumerate(slate.ads, 1)],
             "stage_ms": {name: round(ms, 3) for name, ms in slate.stage_ms.items()},
         }
