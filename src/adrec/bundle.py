@@ -32,7 +32,7 @@ from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
-from adrec.inference.backends import Engine, Precision
+from adrec.inference.backends import Backend, Engine, Precision
 from adrec.inference.choice import (
     Admission,
     Preranking,
@@ -171,8 +171,9 @@ class Bundle:
         verify_files(version, manifest)
         return cls(version, manifest)
 
-    def runtime(self) -> Runtime:
-        """Both models with their calibration."""
+    def runtime(self, *, like: Backend | None = None) -> Runtime:
+        """Both models with their calibration, on the fastest backend: or on one of the same engine
+        and precision as `like`, if it may serve."""
         two_tower = self.two_tower()
         ranker = self.ranker()
         trees = None
@@ -188,7 +189,7 @@ class Bundle:
             load_weights(self.path / PRERANKER, preranker)
             preranker.eval().requires_grad_(False)
         backends = serving_backends(
-            ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions
+            ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions, like=like
         )
         users = user_encoder(two_tower, self.path / GRAPHS, serving)
         runtimes = [

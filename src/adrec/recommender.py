@@ -187,7 +187,6 @@ class Recommender:
         *,
         clock: Clock | None = None,
         rng: np.random.Generator | None = None,
-        mapped: bool | None = None,
     ) -> Self:
         """Load a bundle: a version's folder, or a folder of versions.
 
@@ -196,16 +195,34 @@ class Recommender:
             clock: time of requests that carry none; None stands still just after the log's end,
                 which is what the bundle's state knows.
             rng: explores, where the settings say so; None: a fresh one.
-            mapped: whether the index stays on disk, where processes share its pages; None: as its
-                settings say.
 
         Raises:
             BundleError: nothing is there, or it is damaged.
         """
-        bundle = Bundle.open(Path(directory))
+        return cls.of(Bundle.open(Path(directory)), clock=clock, rng=rng)
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        *,
+        clock: Clock | None = None,
+        rng: np.random.Generator | None = None,
+        mapped: bool | None = None,
+        like: "Recommender | None" = None,
+    ) -> Self:
+        """Load an opened bundle; see `load`.
+
+        Args:
+            bundle: the version.
+            clock, rng: as `load` takes them.
+            mapped: whether the index stays on disk, where processes share its pages; None: as its
+                settings say.
+            like: runs on the same backend, if this version may; None: on the fastest.
+        """
         after = bundle.manifest.log_end_ms + 1
         return cls(
-            bundle.runtime(),
+            bundle.runtime(like=None if like is None else like.runtime.backend),
             bundle.index(mapped=mapped),
             bundle.state(),
             bundle.manifest.serving,

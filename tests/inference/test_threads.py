@@ -1,5 +1,8 @@
 """How many threads work on a request."""
 
+import os
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -8,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from adrec import use_threads
+from adrec.inference.threads import in_background
 
 
 def blas_threads():
@@ -38,3 +42,15 @@ def test_each_thread_of_a_pool_works_alone():
         assert pool.submit(torch.get_num_threads).result() == 1
         assert pool.submit(faiss.omp_get_max_threads).result() == 1
     assert faiss.omp_get_max_threads() == 2  # of this thread
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads")
+def test_work_in_the_background_gives_way():
+    def nice():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = nice()
+    assert in_background(nice) == 19
+    assert nice() == before
+    with pytest.raises(ValueError, match="invalid literal"):
+        in_background(lambda: int("broken"))

@@ -116,6 +116,8 @@ def serving_backends(
     graphs: Path,
     wanted: Wanted,
     admissions: Sequence[Admission],
+    *,
+    like: Backend | None = None,
 ) -> list[Backend]:
     """Backends that may serve. Engine and precision that are named need no admission.
 
@@ -124,6 +126,7 @@ def serving_backends(
         graphs: folder of OpenVINO's graphs, if there is one.
         wanted: what the settings say.
         admissions: what was measured when the version was made.
+        like: only one of the same engine and precision, if it may serve.
 
     Raises:
         ConfigError: an engine is wanted that is not installed, or has no such precision.
@@ -145,6 +148,8 @@ def serving_backends(
             f"serving.engine={wanted.engine} with serving.precision={wanted.precision}: "
             + _why_not(wanted, graphs)
         )
+    if like is not None and (like.engine, like.precision) in choices:
+        choices = [(like.engine, like.precision)]
     return make_backends(ranker, preranker, graphs, choices, threads=wanted.threads)
 
 

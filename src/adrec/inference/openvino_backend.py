@@ -38,6 +38,7 @@ from adrec.inference.graphs import (
     tensors,
     user_inputs,
 )
+from adrec.inference.threads import available_cores
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
@@ -168,12 +169,15 @@ class Compiled:
             model = steps.build()
         if precision == "int8":
             _round_weights(model)
+        streams = max(1, available_cores() // threads)  # calls that may run side by side
         self._model = _core().compile_model(
             model,
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": threads * streams,
+                "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
                 "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
             },

@@ -5,9 +5,20 @@ of them is small, and threads that wait for each other take longer than one: a r
 fastest on a single thread, and other cores answer other requests.
 """
 
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import faiss
 import torch
 from threadpoolctl import threadpool_limits
+
+T = TypeVar("T")
+
+_NICE = 19
 
 
 def use_threads(count: int) -> None:
@@ -20,3 +31,23 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
     threadpool_limits(count, user_api="blas")
+
+
+def available_cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def in_background(work: Callable[[], T]) -> T:
+    """Do something that takes long beside requests, on a thread that lets theirs go first.
+
+    Only Linux knows priorities of threads; elsewhere it is one like the others.
+    """
+
+    def give_way() -> None:
+        use_threads(1)
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+        return pool.submit(work).result()

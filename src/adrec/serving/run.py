@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -17,6 +18,7 @@ from adrec.serving.app import create_admin_app, create_app
 from adrec.serving.service import Service
 
 _BACKLOG = 2_048
+_SWITCH_S = 0.0005  # after which a thread that computes in Python lets one that answers go on
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,6 +49,7 @@ def run(service: Service, *, ready: Callable[[str, str], None]) -> None:
     Raises:
         ConfigError: an address cannot be had.
     """
+    sys.setswitchinterval(_SWITCH_S)
     config = service.config
     listeners = [listen(config.host, config.port), listen(config.host, config.admin_port)]
     app = create_app(service)

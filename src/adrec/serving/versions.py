@@ -13,11 +13,13 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from adrec.bundle import Bundle, find_version, run_of
 from adrec.data.event_log import AdChange, Event, EventLog, LoggedSlate, Marks
 from adrec.errors import AdRecError, BundleError
+from adrec.inference.threads import in_background
 from adrec.recommender import Recommender, Request
 from adrec.serving.feed import Feed
 
@@ -66,7 +68,7 @@ class Versions:
         self._known = log.marks()
         named = since is not None and self._known.versions > since
         first = self._run / "versions" / self._known.version if named else find_version(folder)
-        self.current = self._load(first)
+        self.current = self._load(first, like=None)
         self.previous: str | None = None
         """Name of the version that answered before."""
 
@@ -97,7 +99,7 @@ class Versions:
             raise BundleError(
                 f"there is no version '{name}' in {self._run}; there are " + ", ".join(self.names())
             )
-        loaded = self._load(folder)
+        loaded = in_background(partial(self._load, folder, like=self.current.recommender))
         with self._telling:
             loaded.feed.catch_up(self._log)
             self.previous = self.current.name
@@ -168,7 +170,7 @@ class Versions:
             except BundleError as error:
                 _log.error("version %s goes on: %s", self.current.name, error)
 
-    def _load(self, folder: Path) -> Loaded:
+    def _load(self, folder: Path, *, like: Recommender | None) -> Loaded:
         before = self._log.marks()
         recommender, log_end_ms = load(folder, self._log, clock=self._clock, mapped=self._mapped)
         loaded = Loaded(folder.name, folder, recommender, Feed(recommender, log_end_ms=log_end_ms))
@@ -187,7 +189,12 @@ class Versions:
 
 
 def load(
-    folder: Path, log: EventLog, *, clock: Callable[[], int], mapped: bool | None = None
+    folder: Path,
+    log: EventLog,
+    *,
+    clock: Callable[[], int],
+    mapped: bool | None = None,
+    like: Recommender | None = None,
 ) -> tuple[Recommender, int]:
     """A version with its ads as they stand and without users that were erased since its training,
     and the time of the last impression it learned from.
@@ -196,12 +203,13 @@ def load(
         BundleError: it is damaged.
     """
     try:
-        recommender = Recommender.load(folder, clock=clock, mapped=mapped)
+        bundle = Bundle.open(folder)
+        recommender = Recommender.of(bundle, clock=clock, mapped=mapped, like=like)
     except AdRecError:
         raise
     except Exception as error:  # whatever is wrong with its files, it is the version that is
         raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
-    log_end_ms = Bundle.open(folder).manifest.log_end_ms
+    log_end_ms = bundle.manifest.log_end_ms
     restore_ads(recommender, log.ad_changes())
     for user_id in log.erased(from_ms=log_end_ms):
         recommender.forget(user_id)
