@@ -476,15 +476,12 @@ class Recommender:
         """Candidates with all that the ranker may read of them; see `rank` for the arguments."""
         offer = offer or self.index.now.about
         catalogue = offer.catalogue
-        with self._reading:
-            counters = np.stack(
-                [
-                    self.state.counters(v, ads, catalogue)
-                    for v, ads in zip(visitors, ads_BN, strict=True)
-                ]
-            )
+        counters = []
+        for visitor, ads_N in zip(visitors, ads_BN, strict=True):
+            with self._reading:
+                counters.append(self.state.counters(visitor, ads_N, catalogue))
         on_top = np.ones(ads_BN.shape, np.int32)
-        candidates = candidates_of(catalogue.encoded, ads_BN, counters, on_top)
+        candidates = candidates_of(catalogue.encoded, ads_BN, np.stack(counters), on_top)
         return Pool.of(self.runtime.ranker.layout, query, candidates, offer.ad_rows, ads_BN)
 
     def order(

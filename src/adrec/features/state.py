@@ -226,17 +226,9 @@ class State:
     ) -> NDArray[np.float32]:
         """Counter features of some candidates of one request, [N, C]; of the state's own catalogue,
         or of the one that is given."""
-        rows = len(ads_N)
-        everyone = np.zeros(rows, np.int64)
-        users = np.full(rows, visitor.user, np.int64)
-        keys = self._keys(
-            users, visitor.static.take(everyone), visitor.request.take(everyone), ads_N, catalogue
-        )
-        seen = [
-            self._read(counter, key, visitor.at_ms)
-            for counter, key in zip(self.counters_of, keys, strict=True)
-        ]
-        return self._join(seen, rows)
+        user = np.array([visitor.user])
+        keys = self._keys(user, visitor.static, visitor.request, ads_N, catalogue)
+        return self._read(self.counters_of, keys, len(ads_N), visitor.at_ms)
 
     def standing(
         self,
@@ -253,13 +245,12 @@ class State:
         """
         catalogue = catalogue or self.catalogue
         rows = np.arange(len(catalogue)) if ads_N is None else ads_N
-        nobody = np.zeros(len(rows), np.int64)
-        parts = []
+        counters, keys, nobody = [], [], np.zeros(1, np.int64)
         for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
             if spec in self.schema.standing:
-                key = self._key(spec, nobody, self.static, self.static, rows, catalogue)
-                parts.append(self._read(counter, key, at_ms))
-        found = self._join(parts, len(rows))
+                counters.append(counter)
+                keys.append(self._key(spec, nobody, self.static, self.static, rows, catalogue))
+        found = self._read(counters, keys, len(rows), at_ms)
         found[rows == 0] = 0.0
         return found
 
@@ -383,7 +374,8 @@ class State:
         ads_N: NDArray[np.integer],
         catalogue: Catalogue | None = None,
     ) -> list[NDArray[np.int64]]:
-        """Key of each row for each counter: one code, or two packed into 62 bits."""
+        """Key of each row for each counter: one code, or two packed into 62 bits. What there is a
+        single row of stands for every row."""
         catalogue = catalogue or self.catalogue
         return [
             self._key(spec, users_N, static, request, ads_N, catalogue)
@@ -399,12 +391,12 @@ class State:
         ads_N: NDArray[np.integer],
         catalogue: Catalogue,
     ) -> NDArray[np.int64]:
-        key_N = np.zeros(len(users_N), np.int64)
-        for name in spec.columns:
-            key_N = (key_N << _KEY_BITS) | self._codes(
-                name, users_N, static, request, ads_N, catalogue
-            )
-        return key_N
+        first, *rest = (
+            self._codes(name, users_N, static, request, ads_N, catalogue) for name in spec.columns
+        )
+        for codes in rest:
+            first = (first << _KEY_BITS) | codes
+        return first
 
     def _codes(
         self,
@@ -426,10 +418,24 @@ class State:
         codes: NDArray[np.int32] = catalogue.encoded.categorical[ads_N, column]
         return codes.astype(np.int64)
 
-    def _read(self, counter: Counter, keys_N: NDArray[np.int64], at_ms: int) -> NDArray[np.float32]:
-        """Features of each key as of a request; most candidates share theirs with others."""
-        distinct, place_N = np.unique(keys_N, return_inverse=True)
-        return self._seen(counter.read(distinct, at_ms))[place_N]
+    def _read(
+        self,
+        counters: Sequence[Counter],
+        keys: Sequence[NDArray[np.int64]],
+        rows: int,
+        at_ms: int,
+    ) -> NDArray[np.float32]:
+        """Features of each counter's keys as of a request, [rows, C]: a key for each row, or one
+        for all. Most rows share their keys with others."""
+        parts = []
+        for counter, key_N in zip(counters, keys, strict=True):
+            distinct, place_N = np.unique(key_N, return_inverse=True)
+            seen = self._seen(counter.read(distinct, at_ms))
+            one_for_all = len(key_N) != rows
+            parts.append(
+                np.broadcast_to(seen, (rows, seen.shape[1])) if one_for_all else seen[place_N]
+            )
+        return self._join(parts, rows)
 
     def _seen(self, sums: NDArray[np.float64]) -> NDArray[np.float32]:
         return counter_features(sums, self.features.priors, self.schema.tasks)
