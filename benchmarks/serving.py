@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="at half of saturation")
     parser.add_argument("--swaps", type=int, default=20)
     parser.add_argument("--step", type=float, default=20.0, help="seconds of each rising rate")
-    parser.add_argument("--timeout-ms", type=float, default=100.0, help="deadline of requests")
+    parser.add_argument("--timeout-ms", type=float, default=200.0, help="deadline of requests")
     parser.add_argument("--soak", type=float, default=0.0, help="minutes of steady load")
     parser.add_argument("--quick", action="store_true", help="3,000 ads, small models, seconds")
     parser.add_argument("--json", type=Path, help="also write rows {case, metric, value, unit}")

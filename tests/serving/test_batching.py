@@ -94,15 +94,19 @@ def test_an_error_of_the_answer_reaches_all(clock):
     batcher.close()
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_on_arrival(batcher, gate):
+def test_a_deadline_that_cannot_be_met_is_refused_on_arrival(batcher, gate, clock):
     gate.let_through(1)
     batcher.submit(2, 1.0).result(timeout=10)  # a request is known to take 50 ms
     assert gate.entered.acquire(timeout=10)
     submit_while_busy(batcher, gate, [2, 4])
-    # 2 wait for 50 ms each, 75 ms for those in work and the answer itself, a tenth more: 192 ms
-    with pytest.raises(OverloadError, match=r"2 requests wait: .* about 192 ms of the 190 allowed"):
-        batcher.submit(6, 0.190)
-    assert not batcher.submit(6, 0.195).done()
+    # 50 ms for the batch in work, as much for the one that this joins, a tenth more: 110 ms
+    with pytest.raises(OverloadError, match=r"2 requests wait: .* about 110 ms of the 105 allowed"):
+        batcher.submit(6, 0.105)
+    assert not batcher.submit(6, 0.115).done()
+    with pytest.raises(OverloadError, match=r"3 requests wait: .* about 165 ms of the 160 allowed"):
+        batcher.submit(8, 0.160)  # it is one too many for that batch
+    clock.now += 0.04  # that in work is nearly done
+    assert not batcher.submit(8, 0.130).done()
 
 
 def test_a_lone_request_is_let_in_whatever_the_last_took(batcher, gate):

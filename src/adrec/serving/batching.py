@@ -28,7 +28,7 @@ AnswerT = TypeVar("AnswerT")
 Answer = Callable[[Sequence[AskT]], Sequence[AnswerT | Exception]]
 """Answers a batch: for each request its answer, or why there is none."""
 
-_MEMORY = 0.05  # weight of the newest batch in how long a request takes
+_MEMORY = 0.05  # weight of the newest batch in how long one takes
 _MARGIN = 1.1  # how much longer it may take than it took on average
 
 
@@ -75,8 +75,9 @@ class Batcher(Generic[AskT, AnswerT]):
         self._answer, self._config, self._clock = answer, config, clock
         self._waiting: deque[_Waiting[AskT, AnswerT]] = deque()
         self._changed = threading.Condition()
-        self._busy, self._closed = 0, False
-        self._request_s, self._batch_s = 0.0, 0.0  # averages; 0 before the first batch
+        self._begun: dict[int, float] = {}  # when each thread that is at work began
+        self._closed = False
+        self._batch_s = 0.0  # how long one took on average; 0 before the first
         self._threads = [
             threading.Thread(target=self._work, args=(begin_thread,), name=f"answer-{i}")
             for i in range(config.threads)
@@ -116,11 +117,6 @@ class Batcher(Generic[AskT, AnswerT]):
         """Requests that wait."""
         return len(self._waiting)
 
-    @property
-    def request_s(self) -> float:
-        """Seconds that a thread lately took for a request, in batches as they came."""
-        return self._request_s
-
     def close(self) -> None:
         """Take no more requests, answer those that wait, and end."""
         with self._changed:
@@ -131,10 +127,14 @@ class Batcher(Generic[AskT, AnswerT]):
 
     def _expected_s(self) -> float:
         """About how long a request that comes now waits and is answered."""
-        if self._busy < self._config.threads and not self._waiting:
+        threads = self._config.threads
+        if len(self._begun) < threads and not self._waiting:
             return 0.0  # it is never refused, so that how long one takes is learned anew
-        ahead = len(self._waiting) * self._request_s / self._config.threads
-        return _MARGIN * (ahead + 1.5 * self._batch_s)  # those in work are half done on average
+        now = self._clock()
+        left = [max(0.0, self._batch_s - (now - begun)) for begun in self._begun.values()]
+        free_s = min(left) if len(left) == threads else 0.0
+        ahead_s = len(self._waiting) // self._config.most * self._batch_s / threads
+        return _MARGIN * (free_s + ahead_s + self._batch_s)
 
     def _work(self, begin_thread: Callable[[], None]) -> None:
         begin_thread()
@@ -146,9 +146,9 @@ class Batcher(Generic[AskT, AnswerT]):
             in_time = [entry for entry in batch if self._may_go_on(entry, begun)]
             if in_time:
                 self._answer_all(in_time)
-                self._learn(len(in_time), self._clock() - begun)
+                self._learn(self._clock() - begun)
             with self._changed:
-                self._busy -= 1
+                del self._begun[threading.get_ident()]
 
     def _take(self) -> list[_Waiting[AskT, AnswerT]]:
         """The next batch, as soon as there is one; empty at the end."""
@@ -158,7 +158,7 @@ class Batcher(Generic[AskT, AnswerT]):
                 if self._closed:
                     return []
                 self._changed.wait()
-            if self._busy and self._config.gather_ms:
+            if self._begun and self._config.gather_ms:
                 until = self._clock() + self._config.gather_ms / 1000.0
                 while len(self._waiting) < most and not self._closed:
                     left = until - self._clock()
@@ -166,7 +166,7 @@ class Batcher(Generic[AskT, AnswerT]):
                         break
                 if not self._waiting:  # another thread took them
                     return self._take()
-            self._busy += 1
+            self._begun[threading.get_ident()] = self._clock()
             count = min(most, len(self._waiting))
             return [self._waiting.popleft() for _ in range(count)]
 
@@ -187,9 +187,7 @@ class Batcher(Generic[AskT, AnswerT]):
             else:
                 entry.answer.set_result(answer)
 
-    def _learn(self, count: int, took_s: float) -> None:
+    def _learn(self, took_s: float) -> None:
         with self._changed:
-            first = self._batch_s == 0.0
-            weight = 1.0 if first else _MEMORY
+            weight = _MEMORY if self._batch_s else 1.0
             self._batch_s += weight * (took_s - self._batch_s)
-            self._request_s += weight * (took_s / count - self._request_s)

@@ -35,7 +35,7 @@ class ServerConfig(Strict):
     """Of the requests; 0: any that is free."""
     admin_port: int = Field(default=8001, ge=0, le=65_535)
     """Of the commands that change what is served; 0: any that is free."""
-    timeout_ms: float = Field(default=100.0, gt=0.0, le=60_000.0)
+    timeout_ms: float = Field(default=200.0, gt=0.0, le=60_000.0)
     """Deadline of a request that brings none."""
     events_token: Token | None = None
     """What `Authorization: Bearer` has to hold to report events and to change ads; None: anyone

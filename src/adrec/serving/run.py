@@ -18,7 +18,7 @@ from adrec.serving.app import create_admin_app, create_app
 from adrec.serving.service import Service
 
 _BACKLOG = 2_048
-_SWITCH_S = 0.0005  # after which a thread that computes in Python lets one that answers go on
+_SWITCH_S = 0.002  # after which a thread that computes in Python lets one that answers go on
 
 
 def listen(host: str, port: int) -> socket.socket:
