@@ -211,7 +211,7 @@ class Server:
             command, stdout=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"}
         )
         assert self._process.stdout is not None
-        text = "".join(self._process.stdout.readline() for _ in range(2))
+        text = "".join(self._process.stdout.readline() for _ in range(3))
         addresses = re.findall(r"http://[0-9.]+:\d+", text)
         self.url, self.admin = addresses[0], addresses[-1]
 

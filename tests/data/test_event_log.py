@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import wait
 
 import pytest
+import sqlalchemy as sa
 
 from adrec.data.event_log import (
     IMPRESSION,
@@ -13,8 +14,10 @@ from adrec.data.event_log import (
     GroupCommit,
     LoggedSlate,
     Shown,
+    _metadata,
 )
 from adrec.errors import EventLogError
+from serving.stores import Postgres
 
 DAY_MS = 86_400_000
 
@@ -32,11 +35,31 @@ def event(number, *, request=1, kind=IMPRESSION, at_ms=1_500, **values):
     )
 
 
-@pytest.fixture
-def log(tmp_path):
-    log = EventLog.in_file(tmp_path / "log" / "events.db")
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def log(request, tmp_path):
+    """The same contract holds of both databases."""
+    if request.param == "sqlite":
+        log = EventLog.in_file(tmp_path / "log" / "events.db")
+    else:
+        log = EventLog(request.getfixturevalue("postgres").url)
     yield log
+    if request.param == "postgresql":
+        with log._engine.begin() as connection:
+            for table in reversed(_metadata.sorted_tables):
+                connection.execute(sa.text(f"TRUNCATE {table.name} RESTART IDENTITY"))
     log.close()
+
+
+def reopened(log):
+    """The same database, opened once more."""
+    return EventLog(log._url.render_as_string(hide_password=False))
 
 
 def numbers(pairs):
@@ -65,12 +88,14 @@ class TestAppend:
         log.append([slate(1)], [event(1, value=1.0), event(1, value=9.0)])
         assert [one.value for one, _ in log.events()] == [1.0]
 
-    def test_all_is_there_after_a_restart(self, log, tmp_path):
+    def test_all_is_there_after_a_restart(self, log):
         log.append([slate(1)], [event(1)])
         log.close()
-        again = EventLog.in_file(tmp_path / "log" / "events.db")
+        again = reopened(log)
+        assert again.id == log.id
         assert numbers(again.events()) == ["e1"]
         assert again.append([], [event(2)])[0].seq == 2
+        again.close()
 
     def test_order_is_that_of_the_appends(self, log):
         log.append([slate(1), slate(2)], [event(9, request=2), event(3), event(5, request=2)])
@@ -167,6 +192,7 @@ class TestGroupCommit:
         assert [one.seq for one in added] == [1]
         group.close()
 
+    @pytest.mark.parametrize("log", ["sqlite"], indirect=True)
     def test_those_who_wait_hear_of_a_failure(self, log, tmp_path):
         log.append([slate(1)], [])
         for file in (tmp_path / "log").iterdir():
@@ -183,6 +209,48 @@ class TestGroupCommit:
         assert not group.append([slate(1)], []).done()
         with pytest.raises(EventLogError, match="cannot keep up"):
             group.append([slate(1)], []).result()
+
+
+class TestMarks:
+    def test_each_change_counts(self, log):
+        assert (log.marks().last, log.marks().ads, log.marks().versions) == (0, 0, 0)
+        log.append([slate(1)], [event(1), event(2)])
+        assert log.marks().last == 2
+        assert [log.change_ads([AdChange(ad_id=ad, status="paused")]) for ad in "ab"] == [1, 2]
+        assert [change.ad_id for change in log.ad_changes(after=1)] == ["b"]
+        log.want_version("v2")
+        marks = log.marks()
+        assert (marks.ads, marks.version, marks.versions) == (2, "v2", 1)
+
+    def test_erasures_last(self, log):
+        log.append([slate(1)], [event(1)])
+        assert log.erase_user("u1", at_ms=50) == 1
+        assert log.erase_user("u2", at_ms=60) == 0
+        assert set(log.erased()) == {"u1", "u2"}
+        assert log.erased(after=1) == ["u2"]
+        assert log.erased(from_ms=55) == ["u2"]
+
+
+def test_who_reads_up_to_a_number_has_read_all_before_it(log):
+    """Two processes append at the same time; a third follows and misses nothing."""
+    both = [reopened(log), reopened(log)]
+
+    def append(which):
+        for i in range(40):
+            number = 1_000 * which + i
+            both[which].append([slate(number)], [event(number, request=number)])
+
+    threads = [threading.Thread(target=append, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    told, seen = 0, []
+    while any(thread.is_alive() for thread in threads) or log.marks().last > told:
+        for one, _ in log.events(after=told):
+            seen.append(one.event_id)
+            told = one.seq
+    assert len(seen) == len(set(seen)) == 80
+    for one in both:
+        one.close()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _STARTED = re.compile(r"version (\S+) answers at (\S+)")
-_ADMIN = re.compile(r"admin: (\S+)/docs")
+_ADMIN = re.compile(r"^admin: (\S+)/docs", re.MULTILINE)
 _START_S = 120.0
 
 

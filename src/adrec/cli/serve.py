@@ -27,6 +27,9 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port of the requests; 0: any.")] = None,
     admin_port: Annotated[int | None, typer.Option(help="Port of the admin; 0: any.")] = None,
     events: Events = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that serve on the same ports.")
+    ] = None,
     config_file: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML with settings of the server.")
     ] = None,
@@ -37,27 +40,45 @@ def serve(
     Listens at 127.0.0.1 unless told otherwise. Tokens come from the environment:
     ADREC_EVENTS_TOKEN to report events and to change ads, ADREC_ADMIN_TOKEN for the admin's port.
     """
+    from adrec.bundle import find_version
     from adrec.config import load_settings, parse_overrides
     from adrec.serving.config import ServerConfig
-    from adrec.serving.run import run
+    from adrec.serving.logs import log_to_stderr
+    from adrec.serving.run import listen_on, run
     from adrec.serving.service import Service
+    from adrec.serving.workers import my_place, run_workers
 
     flags: dict[str, Any] = {
         "host": host, "port": port, "admin_port": admin_port, "events": events,
+        "workers": workers,
         "events_token": os.environ.get("ADREC_EVENTS_TOKEN"),
         "admin_token": os.environ.get("ADREC_ADMIN_TOKEN"),
     }  # fmt: skip
     given = {name: value for name, value in flags.items() if value is not None}
     given |= parse_overrides(settings or [])
     config = load_settings(ServerConfig, config_file, given)
+    event_log = _event_log(folder, config.events)
+    log_to_stderr()
+    if (place := my_place()) is not None:
+        service = Service(folder, event_log, config, since=place.since)
+        run(service, place.listeners, ready=place.tell_ready)
+        return
+    listeners = listen_on(config)
+
+    def ready(version: str) -> None:
+        requests, admin = (f"http://{config.host}:{one.getsockname()[1]}" for one in listeners)
+        out.print(f"version {version} answers at {requests}", soft_wrap=True)
+        out.print(f"requests: {requests}/docs, console: {requests}/console", soft_wrap=True)
+        out.print(f"admin: {admin}/docs", soft_wrap=True)
+
     notes.print(f"loading {folder}")
-    service = Service(folder, _event_log(folder, config.events), config)
-
-    def ready(requests: str, admin: str) -> None:
-        out.print(f"version {service.current.name} answers at {requests}", soft_wrap=True)
-        out.print(f"requests: {requests}/docs, admin: {admin}/docs", soft_wrap=True)
-
-    run(service, ready=ready)
+    if config.workers > 1:
+        version, since = find_version(folder).name, event_log.marks().versions
+        event_log.close()
+        run_workers(config.workers, listeners, since, ready=lambda: ready(version))
+    else:
+        service = Service(folder, event_log, config)
+        run(service, listeners, ready=lambda: ready(service.current.name))
     notes.print("stopped")
 
 

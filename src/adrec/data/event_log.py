@@ -126,6 +126,8 @@ class Shown:
     ad_id: str
     propensity: float = 1.0
     """Probability with which it stood in its place."""
+    score: float | None = None
+    """Calibrated probability of the first task, as it was predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -567,7 +569,7 @@ def _slate_row(slate: LoggedSlate) -> dict[str, Any]:
         "user_id": slate.user_id,
         "version": slate.version,
         "request": json.dumps(request),
-        "ads": json.dumps([[ad.ad_id, ad.propensity] for ad in slate.ads]),
+        "ads": json.dumps([[ad.ad_id, ad.propensity, ad.score] for ad in slate.ads]),
         "seen": None if slate.seen is None else json.dumps(slate.seen),
     }
 
@@ -579,7 +581,10 @@ def _slate_of(row: Any) -> LoggedSlate:
         at_ms=row.at_ms,
         user_id=row.user_id,
         version=row.version,
-        ads=tuple(Shown(ad_id=ad, propensity=share) for ad, share in json.loads(row.ads)),
+        ads=tuple(
+            Shown(ad_id=ad, propensity=share, score=score)
+            for ad, share, score in json.loads(row.ads)
+        ),
         context=request["context"],
         profile=request["profile"],
         seen=None if row.seen is None else json.loads(row.seen),

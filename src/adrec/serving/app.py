@@ -8,10 +8,11 @@ cannot be written, and 413 for bodies that are too large.
 import asyncio
 import hmac
 import json
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
+from importlib.resources import files
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
@@ -19,14 +20,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adrec.data.event_log import Event
 from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
+from adrec.serving.guard import Guard
 from adrec.serving.metrics import Metrics
 from adrec.serving.openrtb import BidRequest, BidResponse, billed
-from adrec.serving.service import Service
+from adrec.serving.service import Outcomes, Service
 from adrec.serving.wire import (
     AdInfo,
     AdsIn,
@@ -48,6 +49,12 @@ from adrec.version import __version__
 T = TypeVar("T")
 AdId = Annotated[str, Path(max_length=512)]
 _REFUSED = {"model": ErrorOut}
+_CONSOLE = files("adrec.serving") / "console.html"
+_CONSOLE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; connect-src 'self'",
+    "cache-control": "no-store",
+}
 _TOLD = 10  # problems of a body, at most
 
 
@@ -64,8 +71,14 @@ def create_app(service: Service) -> FastAPI:
         responses={422: _REFUSED},
     )
     app.state.service, app.state.metrics = service, metrics
-    app.add_middleware(_Guard, metrics=metrics, most_bytes=service.config.limits.body_bytes)
-    _handle_errors(app)
+    service.on_events = partial(_note_outcomes, metrics)
+    app.add_middleware(
+        Guard,
+        metrics=metrics,
+        most_bytes=service.config.limits.body_bytes,
+        log_requests=service.config.log_requests,
+    )
+    _handle_errors(app, metrics)
     events_only = [Depends(_bearer(service.config.events_token))]
 
     @app.post(
@@ -234,6 +247,14 @@ def create_app(service: Service) -> FastAPI:
     async def metrics_page() -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
+    @app.get("/console", include_in_schema=False)
+    async def console() -> Response:
+        return Response(_CONSOLE.read_bytes(), media_type="text/html", headers=_CONSOLE_HEADERS)
+
+    @app.get("/console/figures", include_in_schema=False)
+    async def figures() -> Response:
+        return _json({"model": _about(service), "totals": metrics.totals()})
+
     return app
 
 
@@ -245,7 +266,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
         dependencies=[Depends(_bearer(service.config.admin_token))],
         responses={401: _REFUSED, 409: _REFUSED},
     )
-    _handle_errors(app)
+    _handle_errors(app, metrics)
 
     async def change(work: Callable[[], Any]) -> dict[str, Any]:
         try:
@@ -289,46 +310,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
     return app
 
 
-class _Guard:
-    """Refuses bodies that are too large, counts requests, and tells how long they took."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics, most_bytes: int) -> None:
-        self._app, self._metrics, self._most_bytes = app, metrics, most_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begun, seen, status = time.perf_counter(), 0, 500
-        why = f"the body is larger than {self._most_bytes:,} bytes"
-
-        async def receive_some() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most_bytes:
-                raise HTTPException(413, why)
-            return message
-
-        async def send_noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-            if announced.isdigit() and int(announced) > self._most_bytes:
-                await JSONResponse({"detail": why}, 413)(scope, receive, send_noting)
-            else:
-                await self._app(scope, receive_some, send_noting)
-        finally:
-            route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - begun)
-
-
-def _handle_errors(app: FastAPI) -> None:
+def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
     statuses: dict[type[AdRecError], int] = {
         AskedWrongError: 422,
         DataError: 422,
@@ -341,7 +323,7 @@ def _handle_errors(app: FastAPI) -> None:
         status = next(code for kind, code in statuses.items() if isinstance(error, kind))
         headers = {"Retry-After": "1"} if status in (429, 503) else {}
         if status == 429:
-            app.state.metrics.refused.inc()
+            metrics.refused.inc()
         return JSONResponse({"detail": str(error)}, status, headers)
 
     async def handle_invalid(request: Request, error: Exception) -> Response:
@@ -397,8 +379,15 @@ async def _change(
     await run_in_threadpool(service.set_status, ad_id, status)
 
 
+def _note_outcomes(metrics: Metrics, outcomes: Outcomes) -> None:
+    metrics.impressions.inc(outcomes.impressions)
+    metrics.clicks.inc(outcomes.clicks)
+    metrics.expected.inc(outcomes.expected)
+
+
 def _noted(metrics: Metrics, answered: Answered) -> Answered:
     metrics.answers.labels(answered.slate.version).inc()
+    metrics.degraded.inc(answered.degraded)
     for stage, ms in answered.slate.stage_ms.items():
         metrics.stages.labels(stage).observe(ms / 1000.0)
     return answered

@@ -60,6 +60,8 @@ class ServerConfig(Strict):
     """Days after which slates and events are deleted; None: never."""
     sample: float = Field(default=0.001, ge=0.0, le=1.0)
     """Share of answers of which the log keeps what the models were told, for `adrec log check`."""
+    log_requests: bool = False
+    """Whether every request is logged, not only what failed."""
     drain_s: float = Field(default=10.0, ge=0.0)
     """Longest that requests in work are waited for at the end."""
     batching: BatchingConfig = BatchingConfig()

@@ -1,8 +1,19 @@
-"""Metrics of a server, for Prometheus."""
+"""Metrics of a server, for Prometheus. Those of several workers are added up, by the library."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable with the folder through which workers share theirs."""
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 
@@ -17,60 +28,77 @@ class Metrics:
             waiting: requests that wait to be answered.
             unwritten: appends that are not in the event log yet.
         """
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "adrec_http_requests", "HTTP requests.", ("route", "status"), registry=self.registry
+        self._registry = CollectorRegistry()
+        self._asked = waiting, unwritten
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"adrec_{name}", about, labels, registry=self._registry)
+
+        def seconds(name: str, about: str, *labels: str) -> Histogram:
+            return Histogram(
+                f"adrec_{name}", about, labels, buckets=_SECONDS, registry=self._registry
+            )
+
+        def gauge(name: str, about: str, *, added_up: bool) -> Gauge:
+            return Gauge(
+                f"adrec_{name}",
+                about,
+                multiprocess_mode="livesum" if added_up else "mostrecent",
+                registry=self._registry,
+            )
+
+        self.requests = counter("http_requests", "HTTP requests.", "route", "status")
+        self.seconds = seconds(
+            "http_seconds", "From the first byte of a request to the last of its answer.", "route"
         )
-        self.seconds = Histogram(
-            "adrec_http_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.stages = Histogram(
-            "adrec_stage_seconds",
-            "Seconds of each stage, of a batch.",
-            ("stage",),
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.answers = Counter(
-            "adrec_answers", "Requests answered.", ("version",), registry=self.registry
-        )
-        self.refused = Counter(
-            "adrec_refused", "Requests refused for lack of time.", registry=self.registry
-        )
-        self.events = Counter(
-            "adrec_events", "Events taken.", ("kind", "result"), registry=self.registry
-        )
-        self.bids = Counter(
-            "adrec_bids",
-            "OpenRTB bids, and what came of them.",
-            ("result",),
-            registry=self.registry,
-        )
-        self.swaps = Counter(
-            "adrec_swaps",
-            "Changes of the version that answers.",
-            ("result",),
-            registry=self.registry,
-        )
-        self.compared = Gauge(
-            "adrec_skew_compared",
+        self.stages = seconds("stage_seconds", "Seconds of each stage, of a batch.", "stage")
+        self.answers = counter("answers", "Requests answered.", "version")
+        self.degraded = counter("degraded", "Answers that may lack what other servers know.")
+        self.refused = counter("refused", "Requests refused for lack of time.")
+        self.events = counter("events", "Events taken.", "kind", "result")
+        self.impressions = counter("impressions", "Ads of answers that were shown.")
+        self.clicks = counter("clicks", "Of those, how many were clicked: met the first task.")
+        self.expected = counter("expected_clicks", "How many clicks the models expected of those.")
+        self.bids = counter("bids", "OpenRTB bids, and what came of them.", "result")
+        self.swaps = counter("swaps", "Changes of the version that answers.", "result")
+        self.compared = gauge(
+            "skew_compared",
             "Answers whose features were compared with the log's, at the last check.",
-            registry=self.registry,
+            added_up=False,
         )
-        self.skewed = Gauge(
-            "adrec_skew_different",
+        self.skewed = gauge(
+            "skew_different",
             "Answers whose features differ from the log's, at the last check.",
-            registry=self.registry,
+            added_up=False,
         )
-        Gauge("adrec_waiting", "Requests that wait.", registry=self.registry).set_function(waiting)
-        Gauge(
-            "adrec_unwritten", "Appends that are not in the event log yet.", registry=self.registry
-        ).set_function(unwritten)
+        self._waiting = gauge("waiting", "Requests that wait.", added_up=True)
+        self._unwritten = gauge(
+            "unwritten", "Appends that are not in the event log yet.", added_up=True
+        )
 
     def page(self) -> bytes:
         """What Prometheus reads."""
-        return generate_latest(self.registry)
+        return generate_latest(self._all())
+
+    def totals(self) -> dict[str, float]:
+        """Every sample by its name with labels, as on the page."""
+        return {
+            _name(sample.name, sample.labels.items()): sample.value
+            for family in self._all().collect()
+            for sample in family.samples
+            if not sample.name.endswith("_created")
+        }
+
+    def _all(self) -> CollectorRegistry:
+        for gauge, ask in zip((self._waiting, self._unwritten), self._asked, strict=True):
+            gauge.set(ask())
+        if FOLDER not in os.environ:
+            return self._registry
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return together
+
+
+def _name(name: str, labels: Iterable[tuple[str, str]]) -> str:
+    inside = ",".join(f"{key}={value}" for key, value in labels)
+    return f"{name}{{{inside}}}" if inside else name

@@ -15,6 +15,7 @@ import uvicorn
 
 from adrec.errors import ConfigError
 from adrec.serving.app import create_admin_app, create_app
+from adrec.serving.config import ServerConfig
 from adrec.serving.service import Service
 
 _BACKLOG = 2_048
@@ -39,19 +40,25 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run(service: Service, *, ready: Callable[[str, str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; the service is closed then.
-
-    Args:
-        service: what answers.
-        ready: told the addresses of the requests and of the admin once both listen.
+def listen_on(config: ServerConfig) -> list[socket.socket]:
+    """The sockets of the requests and of the admin.
 
     Raises:
         ConfigError: an address cannot be had.
     """
+    return [listen(config.host, config.port), listen(config.host, config.admin_port)]
+
+
+def run(service: Service, listeners: list[socket.socket], *, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; the service is closed then.
+
+    Args:
+        service: what answers.
+        listeners: of the requests and of the admin.
+        ready: called once requests are answered.
+    """
     sys.setswitchinterval(_SWITCH_S)
     config = service.config
-    listeners = [listen(config.host, config.port), listen(config.host, config.admin_port)]
     app = create_app(service)
     apps = [app, create_admin_app(service, app.state.metrics)]
     servers = [
@@ -66,7 +73,6 @@ def run(service: Service, *, ready: Callable[[str, str], None]) -> None:
         )
         for one in apps
     ]
-    addresses = [f"http://{config.host}:{one.getsockname()[1]}" for one in listeners]
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -77,7 +83,7 @@ def run(service: Service, *, ready: Callable[[str, str], None]) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        ready(*addresses)
+        ready()
         await asyncio.gather(
             *(server.serve([one]) for server, one in zip(servers, listeners, strict=True))
         )

@@ -9,11 +9,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from adrec.data.event_log import AdChange, AdStatus, Event, EventLog, LoggedSlate, Shown, kinds
+from adrec.data.event_log import (
+    IMPRESSION,
+    AdChange,
+    AdStatus,
+    Event,
+    EventLog,
+    LoggedSlate,
+    Shown,
+    kinds,
+)
 from adrec.data.parsing import as_text
 from adrec.errors import EventLogError, RequestError
 from adrec.inference.threads import use_threads
@@ -54,6 +63,14 @@ class EventsTaken:
     """Those that were new, once all are on disk."""
 
 
+class Outcomes(NamedTuple):
+    """Impressions of answers' ads, their clicks, and how many of those the models expected."""
+
+    impressions: int
+    clicks: int
+    expected: float
+
+
 class Service:
     """A model version behind a queue, its event log, and what changes either."""
 
@@ -81,6 +98,8 @@ class Service:
         """
         use_threads(1)
         self.config, self._log, self._clock = config, log, clock
+        self.on_events: Callable[[Outcomes], None] = lambda outcomes: None
+        """Told of outcomes once they are in the log."""
         self.news = None  # from here on; what was before it is in the log
         if config.redis is not None:
             self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
@@ -245,6 +264,25 @@ class Service:
         self.versions.tell(slates, events)
         if self.news is not None:
             self.news.publish(slates, events)
+        if events:
+            self.on_events(self._outcomes(slates, events))
+
+    def _outcomes(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> "Outcomes":
+        """What came of ads of answers, beside what was expected of them."""
+        click = self.current.recommender.state.schema.click.name
+        known = {slate.request_id: slate for slate in slates}
+        impressions, clicks, expected = 0, 0, 0.0
+        for event in events:
+            slate = known.get(event.request_id) or self.journal.remembered(event.request_id)
+            scores = {ad.ad_id: ad.score for ad in slate.ads} if slate is not None else {}
+            score = scores.get(event.ad_id)
+            if score is None:  # it was shown elsewhere, or long ago
+                continue
+            clicks += event.kind == click
+            if event.kind == IMPRESSION:
+                impressions += 1
+                expected += score
+        return Outcomes(impressions, clicks, expected)
 
     def _hear(self) -> bool:
         """Take in what other processes told; whether nothing may be missing."""
@@ -362,7 +400,10 @@ def _logged(request: Request, slate: Slate) -> LoggedSlate:
         at_ms=request.at_ms,
         user_id=slate.user,
         version=slate.version,
-        ads=tuple(Shown(ad_id=ad.ad_id, propensity=ad.propensity) for ad in slate.ads),
+        ads=tuple(
+            Shown(ad_id=ad.ad_id, propensity=ad.propensity, score=next(iter(ad.scores.values())))
+            for ad in slate.ads
+        ),
         context=request.context,
         profile=request.profile,
         seen=None if slate.seen is None else asdict(slate.seen),
