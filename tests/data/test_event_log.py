@@ -36,8 +36,8 @@ def event(number, *, request=1, kind=IMPRESSION, at_ms=1_500, **values):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
+def postgres():
+    server = Postgres()
     yield server
     server.close()
 

@@ -55,7 +55,7 @@ def test_there_is_always_a_version_to_load(tiny_run, tmp_path, form):
         Bundle.open(run)  # verifies every file
 
 
-@pytest.mark.parametrize("most_bytes", [100_000, 300_000])
+@pytest.mark.parametrize("most_bytes", [200_000, 400_000])
 def test_a_file_that_may_grow_no_more_is_told_and_loses_nothing(tmp_path, most_bytes):
     """The limit of a file's size stands for a full disk: a write of SQLite fails."""
     writer = start("writer.py", tmp_path / "events.db", "w", most_bytes)

@@ -71,8 +71,8 @@ def test_redis_stalls_or_dies(run_copy, tmp_path, form, outage):
         redis.close()
 
 
-def test_postgresql_is_restarted(run_copy, tmp_path_factory, form):
-    postgres = Postgres(tmp_path_factory.mktemp("faults"))
+def test_postgresql_is_restarted(run_copy, form):
+    postgres = Postgres()
     try:
         with serving(run_copy, *SLOW, "--events", postgres.url) as server:
             found = under_load(server, form, postgres.stop, postgres.start)

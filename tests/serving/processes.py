@@ -33,12 +33,14 @@ class Process:
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._listening.wait(_START_S) or self.process.poll() is not None:
+        self._listening.wait(_START_S)
+        text = "\n".join(self.lines)
+        started, admin = _STARTED.search(text), _ADMIN.search(text)
+        if started is None or admin is None:
             self.close()
             raise AssertionError("no server:\n" + "\n".join(self.lines))
-        text = "\n".join(self.lines)
-        self.version, self.url = _STARTED.search(text).groups()  # type: ignore[union-attr]
-        self.admin = _ADMIN.search(text).group(1)  # type: ignore[union-attr]
+        self.version, self.url = started.groups()
+        self.admin = admin.group(1)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""

@@ -10,8 +10,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,16 +79,14 @@ class Redis:
 class Postgres:
     """A PostgreSQL server with one database."""
 
-    def __init__(self, folder: Path) -> None:
-        self._control, folder = need("pg_ctl", "postgresql"), folder / "postgres"
-        create = need("initdb", "postgresql")
-        folder.mkdir()
-        self._folder, self.port = folder, free_port()
+    def __init__(self) -> None:
+        self._control, create = need("pg_ctl", "postgresql"), need("initdb", "postgresql")
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's only root may enter
+        self.port = free_port()
         if os.geteuid() == 0:
-            shutil.chown(folder, _USER)
-            for parent in list(folder.parents)[:-2]:
-                parent.chmod(parent.stat().st_mode | 0o011)
-        self._run(create, "--pgdata", str(folder), "--auth", "trust", "--username", _USER, "-N")
+            shutil.chown(self._folder, _USER)
+        data = str(self._folder / "data")
+        self._run(create, "--pgdata", data, "--auth", "trust", "--username", _USER, "-N")
         self.start()
         self.url = f"postgresql+psycopg://{_USER}@127.0.0.1:{self.port}/postgres"
 
@@ -96,16 +94,18 @@ class Postgres:
         """Start it, once more at the same port if it was stopped."""
         settings = f"-p {self.port} -c listen_addresses=127.0.0.1 -k {self._folder}"
         log = str(self._folder / "log")
-        self._run(self._control, "start", "-w", "-D", str(self._folder), "-l", log, "-o", settings)
+        data = str(self._folder / "data")
+        self._run(self._control, "start", "-w", "-D", data, "-l", log, "-o", settings)
 
     def stop(self, how: str = "immediate") -> None:
         """Stop it: `immediate` is like a crash."""
-        self._run(self._control, "stop", "-w", "-D", str(self._folder), "-m", how)
+        self._run(self._control, "stop", "-w", "-D", str(self._folder / "data"), "-m", how)
 
     def close(self) -> None:
         """End it for good."""
-        with contextlib.suppress(subprocess.CalledProcessError):
+        with contextlib.suppress(AssertionError):  # it was stopped
             self.stop()
+        shutil.rmtree(self._folder)
 
     def _run(self, *command: str) -> None:
         as_user = ["runuser", "-u", _USER, "--"] if os.geteuid() == 0 else []
@@ -114,15 +114,6 @@ class Postgres:
         )
         if done.returncode:
             raise AssertionError(f"{command[0]}: {done.stdout}{done.stderr}")
-
-
-@contextlib.contextmanager
-def closing_store(store: Redis | Postgres) -> Iterator[Redis | Postgres]:
-    """A store that is ended with its test."""
-    try:
-        yield store
-    finally:
-        store.close()
 
 
 def _wait_for(port: int) -> None:

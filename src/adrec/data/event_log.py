@@ -32,7 +32,7 @@ IMPRESSION = "impression"
 """The kind of event that says that an ad was shown; the other kinds are names of tasks."""
 MS_PER_DAY = 86_400_000
 _BUSY_S = 30.0
-_CHUNK = 10_000  # rows read at a time
+_CHUNK = 2_000  # rows read at a time
 _MOST_PARAMETERS = 500  # in one statement
 _APPENDING = 6_021_023  # PostgreSQL's lock of appends
 _TIMEOUTS = {
@@ -291,8 +291,11 @@ class EventLog:
                     .limit(_CHUNK)
                 )
                 rows = connection.execute(statement).all()
+                slates: dict[str, LoggedSlate] = {}  # those of a request share theirs
                 for row in rows:
-                    yield _event_of(row), _slate_of(row)
+                    slate = slates.get(row.request_id) or _slate_of(row)
+                    slates[row.request_id] = slate
+                    yield _event_of(row), slate
                 if len(rows) < _CHUNK:
                     return
                 after = rows[-1].event_seq

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from adrec.data.texts import Lookup
 from adrec.errors import DataError
 
+_PART = 20_000  # ids taken in at a time
+
 
 class Directory:
     """Ids and their rows, from 1 in the order they were added.
@@ -18,13 +20,16 @@ class Directory:
     """
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
-        self._ids: list[str] = [""]
+        self._ids: list[str] = ["", *ids]
         self._rows: dict[str, int] = {}
-        self._size = 1
+        self._size = len(self._ids)
         self._lookup, self._looked_up = Lookup(self._find), 1
-        for row, key in enumerate(ids, start=1):
-            if self.add(key) != row:
-                raise DataError(f"id '{key}' stands in its table twice; keep one row an id")
+        for start in range(1, self._size, _PART):  # other threads go on in between
+            part = self._ids[start : start + _PART]
+            self._rows.update(zip(part, range(start, start + len(part)), strict=True))
+        if len(self._rows) != self._size - 1:
+            twice = next(key for row, key in enumerate(self._ids) if row and self._rows[key] != row)
+            raise DataError(f"id '{twice}' stands in its table twice; keep one row an id")
 
     def __len__(self) -> int:
         """Number of rows, row 0 included."""

@@ -7,7 +7,6 @@ fastest on a single thread, and other cores answer other requests.
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -17,8 +16,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
-
-_NICE = 19
 
 
 def use_threads(count: int) -> None:
@@ -39,15 +36,9 @@ def available_cores() -> int:
 
 
 def in_background(work: Callable[[], T]) -> T:
-    """Do something that takes long beside requests, on a thread that lets theirs go first.
+    """Do something that takes long beside requests, on a thread of its own that uses one core.
 
-    Only Linux knows priorities of threads; elsewhere it is one like the others.
+    It has the priority of all others: while it holds Python's lock, whoever answers waits for it.
     """
-
-    def give_way() -> None:
-        use_threads(1)
-        if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-
-    with ThreadPoolExecutor(1, initializer=give_way) as pool:
+    with ThreadPoolExecutor(1, initializer=use_threads, initargs=(1,)) as pool:
         return pool.submit(work).result()

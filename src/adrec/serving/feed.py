@@ -14,7 +14,7 @@ from adrec.data.event_log import Event, EventLog, LoggedSlate, with_event
 from adrec.recommender import Recommender, Request
 
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory
-_PART = 1_000  # events told at a time
+_PART = 50  # events told at a time
 
 
 class Feed:
@@ -34,8 +34,13 @@ class Feed:
         self._tasks = recommender.state.schema.tasks
         self._outcomes: OrderedDict[str, dict[str, list[float]]] = OrderedDict()
 
-    def catch_up(self, log: EventLog) -> None:
-        """Tell all that stands in a log and was not told yet."""
+    def catch_up(self, log: EventLog, *, rest_s: float = 0.0) -> None:
+        """Tell all that stands in a log and was not told yet.
+
+        Args:
+            log: the log.
+            rest_s: how long to leave the processor to others after every few events.
+        """
         rows = log.events(after=self.told, from_ms=self._after_ms + 1)
         while part := list(islice(rows, _PART)):
             slates = {slate.request_id: slate for _, slate in part}

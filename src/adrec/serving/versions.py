@@ -10,8 +10,10 @@ users, the version to answer with) stands in the log, and the others `follow` it
 """
 
 import logging
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ from adrec.recommender import Recommender, Request
 from adrec.serving.feed import Feed
 
 _WARM_USERS = 8
+_TURN_S = 0.0001
+_REST_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +103,8 @@ class Versions:
             raise BundleError(
                 f"there is no version '{name}' in {self._run}; there are " + ", ".join(self.names())
             )
-        loaded = in_background(partial(self._load, folder, like=self.current.recommender))
+        with _short_turns():
+            loaded = in_background(partial(self._load, folder, like=self.current.recommender))
         with self._telling:
             loaded.feed.catch_up(self._log)
             self.previous = self.current.name
@@ -172,9 +177,11 @@ class Versions:
 
     def _load(self, folder: Path, *, like: Recommender | None) -> Loaded:
         before = self._log.marks()
-        recommender, log_end_ms = load(folder, self._log, clock=self._clock, mapped=self._mapped)
+        recommender, log_end_ms = load(
+            folder, self._log, clock=self._clock, mapped=self._mapped, like=like
+        )
         loaded = Loaded(folder.name, folder, recommender, Feed(recommender, log_end_ms=log_end_ms))
-        loaded.feed.catch_up(self._log)
+        loaded.feed.catch_up(self._log, rest_s=0.0 if like is None else _REST_S)
         self._take_in(loaded, before)
         users: list[str | None] = [*recommender.state.users.ids[:_WARM_USERS], None]
         for count in (1, len(users)):
@@ -186,6 +193,18 @@ class Versions:
         restore_ads(loaded.recommender, self._log.ad_changes(after=since.ads))
         for user_id in self._log.erased(after=since.erasures):
             loaded.recommender.forget(user_id)
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Threads that compute in Python let others go on sooner: those who answer, while a version is
+    loaded beside them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def load(
