@@ -6,16 +6,9 @@ from concurrent.futures import wait
 import pytest
 import sqlalchemy as sa
 
-from adrec.data.event_log import (
-    IMPRESSION,
-    AdChange,
-    Event,
-    EventLog,
-    GroupCommit,
-    LoggedSlate,
-    Shown,
-    _metadata,
-)
+from adrec.data.event_log import EventLog
+from adrec.data.group_commit import GroupCommit
+from adrec.data.log_entries import IMPRESSION, METADATA, AdChange, Event, LoggedSlate, Shown
 from adrec.errors import EventLogError
 from serving.stores import Postgres
 
@@ -52,7 +45,7 @@ def log(request, tmp_path):
     yield log
     if request.param == "postgresql":
         with log._engine.begin() as connection:
-            for table in reversed(_metadata.sorted_tables):
+            for table in reversed(METADATA.sorted_tables):
                 connection.execute(sa.text(f"TRUNCATE {table.name} RESTART IDENTITY"))
     log.close()
 

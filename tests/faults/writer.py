@@ -9,7 +9,9 @@ import sys
 import threading
 from pathlib import Path
 
-from adrec.data.event_log import IMPRESSION, Event, EventLog, GroupCommit, LoggedSlate, Shown
+from adrec.data.event_log import EventLog
+from adrec.data.group_commit import GroupCommit
+from adrec.data.log_entries import IMPRESSION, Event, LoggedSlate, Shown
 from adrec.errors import EventLogError
 
 _THREADS = 4

@@ -126,3 +126,17 @@ def test_a_profile_that_came_with_a_request_joins_the_users(server, export, know
     (row,) = users.filter(pl.col("user_id") == "new here").to_dicts()
     assert {row[name] for name in fields} == {"from a request"}
     assert users.height == known.user_frame().height + 1
+
+
+def test_users_that_were_erased_are_left_out(server, export, known, tmp_path):
+    served(server, user="17")
+    assert server.admin.delete("/admin/users/17").json() == {"slates": 1}
+    served(server, user="18")
+    export()
+    tables = open_layout("generic", tmp_path / "next")
+    there = set(tables.impressions.frame().select("user_id").collect()["user_id"])
+    before = set(known.impressions.frame().select("user_id").collect()["user_id"])
+    assert "17" in before
+    assert there == before - {"17"}
+    assert "17" not in set(tables.user_frame()["user_id"])
+    assert check_tables(tables) == []

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from adrec.data.event_log import Event, LoggedSlate, Shown
+from adrec.data.log_entries import Event, LoggedSlate, Shown
 from adrec.errors import ConfigError
 from adrec.serving.news import News
 from serving.events import event

@@ -115,6 +115,29 @@ class TestSwap:
         assert {version for _, version in versions} <= names
 
 
+class TestErasure:
+    """An erased user is erased from versions that learned before, whenever they are loaded."""
+
+    def past(self, server):
+        return any(server.http.get("/v1/users/17").json()["histories"].values())
+
+    def test_it_outlasts_swaps_and_restarts(self, serve, run_copy, second):
+        server = serve(run_copy)
+        assert self.past(server)
+        server.clock.now_ms += DAY_MS
+        assert server.admin.delete("/admin/users/17").status_code == 200
+        assert not self.past(server)
+        swap(server, second)
+        assert not self.past(server)
+        again = serve(run_copy)
+        assert not self.past(again)
+        answer = again.recommend(user="17")  # who comes back is a new user
+        again.report(event(answer), event(answer, "click"))
+        again.clock.now_ms += DAY_MS
+        assert self.past(again)
+        assert self.past(serve(run_copy))
+
+
 class TestDamage:
     def refused(self, server, version):
         old = server.recommend(user="17")["version"]

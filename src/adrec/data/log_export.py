@@ -15,8 +15,9 @@ from typing import Any
 
 import polars as pl
 
-from adrec.data.event_log import MS_PER_DAY, Event, EventLog, LoggedSlate, with_event
+from adrec.data.event_log import EventLog
 from adrec.data.files import SUFFIXES, reading
+from adrec.data.log_entries import Event, LoggedSlate, with_event
 from adrec.data.new_ads import parse_ads
 from adrec.data.parsing import Column, raw_series
 from adrec.data.tables import (
@@ -38,6 +39,7 @@ from adrec.schema import (
     Schema,
 )
 
+MS_PER_DAY = 86_400_000
 SCHEMA_FILE = "schema.yaml"
 _BEFORE = "0-before"  # sorts before every day
 _ENDING = "-served"

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 
-from adrec.data.event_log import Event
+from adrec.data.log_entries import Event
 from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.guard import Guard

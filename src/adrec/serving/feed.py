@@ -10,7 +10,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import islice
 
-from adrec.data.event_log import Event, EventLog, LoggedSlate, with_event
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import Event, LoggedSlate, with_event
 from adrec.recommender import Recommender, Request
 
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory

@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from adrec.data.event_log import Event, EventLog, GroupCommit, LoggedSlate
+from adrec.data.event_log import EventLog
+from adrec.data.group_commit import GroupCommit
+from adrec.data.log_entries import Event, LoggedSlate
 
 _REMEMBERED = 100_000  # newest slates, found without asking the log
 

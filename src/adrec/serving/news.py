@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from adrec.data.event_log import Event, LoggedSlate, Shown
+from adrec.data.log_entries import Event, LoggedSlate, Shown
 from adrec.errors import ConfigError
 
 _log = logging.getLogger(__name__)

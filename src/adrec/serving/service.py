@@ -11,18 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from adrec.data.event_log import (
-    IMPRESSION,
-    AdChange,
-    AdStatus,
-    Event,
-    EventLog,
-    LoggedSlate,
-    Shown,
-    kinds,
-)
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown, kinds
 from adrec.data.parsing import as_text
 from adrec.errors import EventLogError, RequestError
 from adrec.inference.threads import use_threads
@@ -34,7 +24,7 @@ from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Loaded, Versions, load
-from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
+from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut, ad_info
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +32,7 @@ _ELSEWHERE = "elsewhere"
 """Version of slates that another server answered with."""
 _MS_PER_DAY = 86_400_000
 _READY_S = 2.0
+_PRUNE_S = 3_600.0
 _EARLY_MS = 60_000  # an event may be ahead of our clock by so much
 
 
@@ -294,10 +285,15 @@ class Service:
         return messages is not None
 
     def _follow(self) -> None:
-        """Take in what other processes have written to the log, now and then, until the end."""
+        """Take in what other processes have written to the log, and delete what is too old, now and
+        then, until the end."""
+        pruned = -_PRUNE_S
         while not self._closing.wait(self.config.follow_ms / 1000.0):
             try:
                 self.versions.follow()
+                if time.monotonic() > pruned + _PRUNE_S:
+                    self.prune()
+                    pruned = time.monotonic()
             except EventLogError as error:
                 _log.warning("the log cannot be followed: %s", error)
                 self._closing.wait(_READY_S)
@@ -367,23 +363,6 @@ class Service:
             at_ms=self._clock() if event.at_ms is None else event.at_ms,
             value=event.value,
         )
-
-
-def ad_info(recommender: Recommender, row: int) -> AdInfo:
-    """What is known of an ad of the catalogue."""
-    now = recommender.index.now
-    catalogue, active = now.about.catalogue, now.about.eligibility.active
-    at_1 = np.array([row])
-    status: AdStatus = "active" if active is None or active.has(at_1)[0] else "paused"
-    if not now.has(at_1)[0]:
-        status = "removed"
-    bids = recommender.state.schema.bid_micros is not None
-    return AdInfo(
-        ad_id=catalogue.directory.id(row),
-        status=status,
-        bid_micros=int(catalogue.bid_micros_A[row]) if bids else None,
-        fields={name: column.value(row) for name, column in catalogue.raw.items()},
-    )
 
 
 def _one(recommender: Recommender, ask: _Ask) -> Slate | Exception:

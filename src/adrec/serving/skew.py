@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adrec.data.event_log import Event, EventLog, LoggedSlate
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import Event, LoggedSlate
 from adrec.data.log_export import impression_frame, rows_of
 from adrec.data.tables import under_own_names
 from adrec.features.batches import Past

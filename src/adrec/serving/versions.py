@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from adrec.bundle import Bundle, find_version, run_of
-from adrec.data.event_log import AdChange, Event, EventLog, LoggedSlate, Marks
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
 from adrec.errors import AdRecError, BundleError
 from adrec.inference.threads import in_background
 from adrec.recommender import Recommender, Request

@@ -7,10 +7,11 @@ need not be checked by the one who made it.
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from adrec.data.event_log import LoggedSlate
-from adrec.recommender import RankedAd, Request, Slate
+from adrec.data.log_entries import AdStatus, LoggedSlate
+from adrec.recommender import RankedAd, Recommender, Request, Slate
 
 _MOST_TEXT, _MOST_LIST, _MOST_FIELDS = 512, 1_000, 256
 
@@ -240,6 +241,23 @@ class Answered:
         if self.explain and slate.seen is not None:
             found["seen"] = asdict(slate.seen)
         return found
+
+
+def ad_info(recommender: Recommender, row: int) -> AdInfo:
+    """What is known of an ad of the catalogue."""
+    now = recommender.index.now
+    catalogue, active = now.about.catalogue, now.about.eligibility.active
+    at_1 = np.array([row])
+    status: AdStatus = "active" if active is None or active.has(at_1)[0] else "paused"
+    if not now.has(at_1)[0]:
+        status = "removed"
+    bids = recommender.state.schema.bid_micros is not None
+    return AdInfo(
+        ad_id=catalogue.directory.id(row),
+        status=status,
+        bid_micros=int(catalogue.bid_micros_A[row]) if bids else None,
+        fields={name: column.value(row) for name, column in catalogue.raw.items()},
+    )
 
 
 def _ad(place: int, ad: RankedAd, currency: str | None) -> dict[str, Any]:
