@@ -13,8 +13,9 @@ import typer
 import yaml
 
 from adrec import cli
-from adrec.config import load_config, parse_overrides
+from adrec.config import RunConfig, load_config, load_settings, parse_overrides
 from adrec.schema import parse_schema
+from adrec.serving.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "adrec"
@@ -188,12 +189,14 @@ class TestExamples:
 
     @pytest.mark.parametrize("block", _of("yaml"), ids=str)
     def test_yaml_is_a_schema_or_settings(self, block: Block, tmp_path: Path) -> None:
-        if "tasks" in yaml.safe_load(block.text):
+        content = yaml.safe_load(block.text)
+        if "tasks" in content:
             parse_schema(block.text, source=str(block))
         else:
             path = tmp_path / "settings.yaml"
             path.write_text(block.text, encoding="utf-8")
-            load_config(path, {})
+            of_a_server = content.keys() <= ServerConfig.model_fields.keys()
+            load_settings(ServerConfig if of_a_server else RunConfig, path, {})
 
     def test_there_is_something_to_test(self) -> None:
         """Else a change of the pages' style would leave the tests above without a case."""
