@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 
@@ -403,6 +404,12 @@ class Recommender:
                 self.state.observe(visitor, row, after)
             else:
                 self.state.amend(visitor, row, before, after)
+
+    def observe_log(self, frame: pl.DataFrame) -> None:
+        """Take in a piece of a log with all that came of it, as `State.advance` takes it."""
+        if frame.height:
+            with self._reading:
+                self.state.advance(frame)
 
     def retrieve(
         self,

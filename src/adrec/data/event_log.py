@@ -172,15 +172,18 @@ class EventLog:
                     return
                 after = rows[-1].event_seq
 
-    def shown(self, from_ms: int, before_ms: int) -> Iterator[tuple[LoggedSlate, list[Event]]]:
+    def shown(
+        self, from_ms: int, before_ms: int, *, before: int | None = None
+    ) -> Iterator[tuple[LoggedSlate, list[Event]]]:
         """Slates of a period of which something was reported, by time, each with its events in the
-        log's order."""
+        log's order; `before`: only events that stand before a place in the log."""
+        until = [] if before is None else [EVENTS.c.seq < before]
         joined = EVENTS.join(SLATES, EVENTS.c.request_id == SLATES.c.request_id)
         names = [column.label(f"event_{column.name}") for column in EVENTS.c]
         statement = (
             sa.select(*names, SLATES)
             .select_from(joined)
-            .where(SLATES.c.at_ms >= from_ms, SLATES.c.at_ms < before_ms)
+            .where(SLATES.c.at_ms >= from_ms, SLATES.c.at_ms < before_ms, *until)
             .order_by(SLATES.c.at_ms, SLATES.c.request_id, EVENTS.c.seq)
         )
         with self._translated(), self._engine.connect() as connection:

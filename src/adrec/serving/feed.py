@@ -3,18 +3,26 @@
 An impression is observed when the first event of its ad arrives, whatever its kind: what was
 clicked was shown. Its time is that of the request, as in the log that the models learned from;
 outcomes that arrive later are added to it. A recommender that has just been loaded knows the log
-that it was trained on; the feed tells it the rest, by the same steps that were taken live.
+that it was trained on; the feed tells it the rest, to the same end as if it had been told live.
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import Event, LoggedSlate, with_event
+from adrec.data.log_export import impression_frame, rows_of
+from adrec.data.tables import under_own_names
+from adrec.errors import RequestError
 from adrec.recommender import Recommender, Request
 
+_log = logging.getLogger(__name__)
+
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory
+_TABLE = 500  # slates told at a time as a table
 _PART = 50  # events told at a time
 
 
@@ -35,17 +43,37 @@ class Feed:
         self._tasks = recommender.state.schema.tasks
         self._outcomes: OrderedDict[str, dict[str, list[float]]] = OrderedDict()
 
-    def catch_up(self, log: EventLog, *, rest_s: float = 0.0) -> None:
-        """Tell all that stands in a log and was not told yet.
+    def begin(self, log: EventLog, now_ms: int) -> None:
+        """Tell a recommender that was just loaded what stands in a log: what is settled as a table,
+        which is many times faster and comes to the same, and the rest event by event."""
+        schema = under_own_names(self.recommender.state.schema)
+        settled_ms = now_ms - max(task.delay_ms for task in self._tasks)
+        end = log.marks().last + 1
+        slates = log.shown(self._after_ms + 1, settled_ms, before=end)
+        rest: list[tuple[Event, LoggedSlate]] = []
+        while part := list(islice(slates, _TABLE)):
+            rows: list[dict[str, Any]] = []
+            for slate, events in part:
+                if slate.user_id is None or slate.profile is not None:
+                    rest += [(event, slate) for event in events]  # they stand in no table
+                else:
+                    rows += rows_of(schema, slate, events)
+            if rows:
+                self.recommender.observe_log(impression_frame(schema, rows))
+        rest += log.events(before=end, from_ms=max(settled_ms, self._after_ms + 1))
+        rest.sort(key=lambda pair: pair[0].seq)
+        for start in range(0, len(rest), _PART):
+            self._tell_all(log, rest[start : start + _PART])
+        self.told = end - 1
+        self.catch_up(log)
 
-        Args:
-            log: the log.
-            rest_s: how long to leave the processor to others after every few events.
-        """
-        rows = log.events(after=self.told, from_ms=self._after_ms + 1)
+    def catch_up(self, log: EventLog) -> None:
+        """Tell all that stands in a log and was not told yet."""
+        end = log.marks().last + 1
+        rows = log.events(after=self.told, before=end, from_ms=self._after_ms + 1)
         while part := list(islice(rows, _PART)):
-            slates = {slate.request_id: slate for _, slate in part}
-            self.tell(log, [event for event, _ in part], slates)
+            self._tell_all(log, part)
+        self.told = max(self.told, end - 1)
 
     def tell(
         self, log: EventLog, events: Sequence[Event], slates: Mapping[str, LoggedSlate]
@@ -57,24 +85,28 @@ class Feed:
             events: new ones, each with its place.
             slates: theirs, by request.
         """
-        events = [event for event in events if event.seq > self.told]
-        if not events:
-            return
-        if events[0].seq > self.told + 1:  # other processes write to the log, too
-            missed = list(log.events(after=self.told, before=events[0].seq))
-            events = [*(event for event, _ in missed), *events]
-            slates = {**slates, **{slate.request_id: slate for _, slate in missed}}
-        forgotten = {event.request_id for event in events} - self._outcomes.keys()
-        for event in log.reported(forgotten, before=events[0].seq):
+        new = [event for event in events if event.seq > self.told]
+        if new and new[0].seq > self.told + 1:  # other processes write to the log, too
+            self.catch_up(log)
+            new = [event for event in new if event.seq > self.told]
+        if new:
+            self._tell_all(log, [(event, slates[event.request_id]) for event in new])
+            self.told = new[-1].seq
+
+    def _tell_all(self, log: EventLog, pairs: Sequence[tuple[Event, LoggedSlate]]) -> None:
+        forgotten = {event.request_id for event, _ in pairs} - self._outcomes.keys()
+        for event in log.reported(forgotten, before=pairs[0][0].seq):
             self._note(event)
-        for event in events:
-            if slates[event.request_id].at_ms > self._after_ms:
-                self._tell(event, slates[event.request_id])
-        self.told = events[-1].seq
+        for event, slate in pairs:
+            if slate.at_ms > self._after_ms:
+                self._tell(event, slate)
 
     def _tell(self, event: Event, slate: LoggedSlate) -> None:
         before, after = self._note(event)
-        self.recommender.report(request_of(slate), event.ad_id, before, after)
+        try:
+            self.recommender.report(request_of(slate), event.ad_id, before, after)
+        except RequestError as error:  # it was logged under another schema
+            _log.warning("event %s is left out: %s", event.event_id, error)
 
     def _note(self, event: Event) -> tuple[list[float] | None, list[float]]:
         """Outcomes of an impression before an event and after it."""

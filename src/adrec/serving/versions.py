@@ -27,8 +27,7 @@ from adrec.recommender import Recommender, Request
 from adrec.serving.feed import Feed
 
 _WARM_USERS = 8
-_TURN_S = 0.0001
-_REST_S = 0.01
+_TURN_S = 0.0005
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +181,7 @@ class Versions:
             folder, self._log, clock=self._clock, mapped=self._mapped, like=like
         )
         loaded = Loaded(folder.name, folder, recommender, Feed(recommender, log_end_ms=log_end_ms))
-        loaded.feed.catch_up(self._log, rest_s=0.0 if like is None else _REST_S)
+        loaded.feed.begin(self._log, self._clock())
         self._take_in(loaded, before)
         users: list[str | None] = [*recommender.state.users.ids[:_WARM_USERS], None]
         for count in (1, len(users)):
