@@ -7,8 +7,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# torch and FAISS each have a pool of threads; idle ones must sleep, not spin.
-export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test test-faults servers check bench format clean
 

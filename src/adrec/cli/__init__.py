@@ -6,6 +6,7 @@ by Ctrl-C, to be resumed by the same command.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -47,8 +48,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
-    # Idle OpenMP threads must sleep: torch and FAISS each have a pool, and spinning starves both.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle OpenMP threads must sleep where requests are answered: torch and FAISS each have a pool,
+    # and spinning starves both. In training they wait for each other so briefly that sleep costs.
+    if not {"demo", "train", "tune", "crossvalidate"} & set(sys.argv[1:2]):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
 
 
