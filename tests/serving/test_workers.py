@@ -50,6 +50,12 @@ def test_what_one_takes_in_the_others_know(server, run_copy):
     assert httpx2.post(f"{server.url}/v1/events", json=body).json()["accepted"] == 2
     until(lambda: httpx2.get(f"{server.url}/v1/users/new here").json()["known"])
     ad = answer["ads"][0]["ad_id"]
+    for status in ("paused", "active"):
+        put = httpx2.put(f"{server.url}/v1/ads/{ad}/status", json={"status": status})
+        assert put.status_code == 204
+        until(
+            lambda status=status: httpx2.get(f"{server.url}/v1/ads/{ad}").json()["status"] == status
+        )
     assert httpx2.delete(f"{server.url}/v1/ads/{ad}").status_code == 204
     until(lambda: httpx2.get(f"{server.url}/v1/ads/{ad}").json()["status"] == "removed")
 

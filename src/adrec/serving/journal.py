@@ -63,11 +63,6 @@ class Journal:
             with self._lock:
                 self._unwritten.difference_update(slate.request_id for slate in slates)
 
-    def remembered(self, request_id: str) -> LoggedSlate | None:
-        """A slate of lately, without asking the log."""
-        with self._lock:
-            return self._recent.get(request_id)
-
     def find(self, request_ids: Collection[str]) -> dict[str, LoggedSlate]:
         """Slates by request, wherever they are; those that are nowhere are left out."""
         with self._lock:

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ _ELSEWHERE = "elsewhere"
 _MS_PER_DAY = 86_400_000
 _READY_S = 2.0
 _PRUNE_S = 3_600.0
+_ON_ITS_WAY_S = 0.5
 _EARLY_MS = 60_000  # an event may be ahead of our clock by so much
 
 
@@ -91,6 +92,7 @@ class Service:
         self.config, self._log, self._clock = config, log, clock
         self.on_events: Callable[[Outcomes], None] = lambda outcomes: None
         """Told of outcomes once they are in the log."""
+        self._shared = config.workers > 1 or config.redis is not None or config.events is not None
         self.news = None  # from here on; what was before it is in the log
         if config.redis is not None:
             self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
@@ -160,7 +162,7 @@ class Service:
 
     def take_events(self, events: Sequence[EventIn]) -> EventsTaken:
         """Write events to the log; those that make no sense are left out. It may read the log."""
-        known = self.journal.find({event.request_id for event in events})
+        known = self._find(events)
         slates: dict[str, LoggedSlate] = {}
         taken: list[Event] = []
         rejected: list[tuple[str, str]] = []
@@ -252,22 +254,24 @@ class Service:
 
     def _committed(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
         """Events are on disk: this process knows of them now, and the others may."""
-        self.versions.tell(slates, events)
+        if not events:
+            return
+        theirs = self.journal.find({event.request_id for event in events})  # mostly in memory
+        theirs |= {slate.request_id: slate for slate in slates}
+        known = list(theirs.values())
+        self.versions.tell(known, events)
         if self.news is not None:
-            self.news.publish(slates, events)
-        if events:
-            self.on_events(self._outcomes(slates, events))
+            self.news.publish(known, events)
+        self.on_events(self._outcomes(theirs, events))
 
-    def _outcomes(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> "Outcomes":
+    def _outcomes(self, slates: Mapping[str, LoggedSlate], events: Sequence[Event]) -> Outcomes:
         """What came of ads of answers, beside what was expected of them."""
         click = self.current.recommender.state.schema.click.name
-        known = {slate.request_id: slate for slate in slates}
         impressions, clicks, expected = 0, 0, 0.0
         for event in events:
-            slate = known.get(event.request_id) or self.journal.remembered(event.request_id)
-            scores = {ad.ad_id: ad.score for ad in slate.ads} if slate is not None else {}
+            scores = {ad.ad_id: ad.score for ad in slates[event.request_id].ads}
             score = scores.get(event.ad_id)
-            if score is None:  # it was shown elsewhere, or long ago
+            if score is None:  # it was shown elsewhere
                 continue
             clicks += event.kind == click
             if event.kind == IMPRESSION:
@@ -280,8 +284,12 @@ class Service:
         if self.news is None:
             return True
         messages = self.news.read()
-        for slates, events in messages or ():
-            self.versions.tell(slates, events)
+        try:
+            for slates, events in messages or ():
+                self.versions.tell(slates, events)
+        except EventLogError as error:  # the log has what is missing now, once it is back
+            _log.warning("news cannot be taken in: %s", error)
+            return False
         return messages is not None
 
     def _follow(self) -> None:
@@ -322,6 +330,18 @@ class Service:
                 found.append(Answered(logged, slate, currency, ask.explain, not heard))
         self.journal.note([one.logged for one in found if isinstance(one, Answered)])
         return found
+
+    def _find(self, events: Sequence[EventIn]) -> dict[str, LoggedSlate]:
+        """Slates of events; one that another process has just answered may still be on its way to
+        the log."""
+        request_ids = {event.request_id for event in events}
+        ours = {e.request_id for e in events if e.user is None and e.context is None}
+        deadline = time.monotonic() + (_ON_ITS_WAY_S if self._shared else 0.0)
+        while True:
+            found = self.journal.find(request_ids)
+            if ours <= found.keys() or time.monotonic() >= deadline:
+                return found
+            time.sleep(_ON_ITS_WAY_S / 10.0)
 
     def _from_elsewhere(self, event: EventIn) -> LoggedSlate:
         return LoggedSlate(

@@ -21,7 +21,7 @@ from pathlib import Path
 from adrec.bundle import Bundle, find_version, run_of
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
-from adrec.errors import AdRecError, BundleError
+from adrec.errors import AdRecError, BundleError, DataError
 from adrec.inference.threads import in_background
 from adrec.recommender import Recommender, Request
 from adrec.serving.feed import Feed
@@ -156,7 +156,10 @@ class Versions:
                 self.current.feed.catch_up(self._log)
         if (marks.ads, marks.erasures) != (self._known.ads, self._known.erasures):
             with self._swapping:
-                self._take_in(self.current, self._known)
+                try:
+                    self._take_in(self.current, self._known)
+                except DataError as error:  # an ad of a version with another schema
+                    _log.error("ads that were changed elsewhere do not fit: %s", error)
         if marks.versions > self._known.versions and marks.version != self.current.name:
             threading.Thread(target=self._follow_version, args=(marks.version,)).start()
         self._known = marks
@@ -255,5 +258,5 @@ def restore_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
     put = [replace(change, status="active") for change in changes if change.fields is not None]
     change_ads(recommender, put)
     known = recommender.index.now.about.catalogue.directory
-    rest = [c for c in changes if c.status != "active" and known.row(c.ad_id)]
+    rest = [c for c in changes if known.row(c.ad_id)]
     change_ads(recommender, [replace(change, fields=None) for change in rest])
