@@ -272,7 +272,7 @@ class TestOperations:
         assert not any(server.http.get("/v1/users/17").json()["histories"].values())
 
     def test_old_days_are_pruned(self, serve):
-        server = serve(keep_days=1)
+        server = serve(keep_days=1, follow_ms=60_000.0)  # it does not do so by itself meanwhile
         server.report(event(server.recommend(user="17")))
         assert server.admin.post("/admin/prune").json() == {"slates": 0}
         server.clock.now_ms += 2 * 24 * 3_600_000
