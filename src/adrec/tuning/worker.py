@@ -71,7 +71,7 @@ def work(setup: Setup, connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.threads)
     dataset = Dataset(setup.dataset)
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError, ConnectionError, KeyboardInterrupt):  # the search is gone, or stopped
         while True:
             draw: Draw = connection.recv()
             connection.send(_try(setup, dataset, draw, connection))
