@@ -32,7 +32,7 @@ from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
-from adrec.inference.backends import Backend, Engine, Precision
+from adrec.inference.backends import BackendName, Engine, Precision
 from adrec.inference.choice import (
     Admission,
     Preranking,
@@ -171,9 +171,9 @@ class Bundle:
         verify_files(version, manifest)
         return cls(version, manifest)
 
-    def runtime(self, *, like: Backend | None = None) -> Runtime:
-        """Both models with their calibration, on the fastest backend: or on one of the same engine
-        and precision as `like`, if it may serve."""
+    def runtime(self, *, like: BackendName | None = None) -> Runtime:
+        """Both models with their calibration, on the fastest backend: or on the one of this
+        name, if it may serve."""
         two_tower = self.two_tower()
         ranker = self.ranker()
         trees = None

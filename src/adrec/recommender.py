@@ -28,7 +28,7 @@ from adrec.features.dataset import Dataset
 from adrec.features.directory import Directory
 from adrec.features.state import State, Visitor
 from adrec.features.transforms import Features
-from adrec.inference.backends import Pool
+from adrec.inference.backends import BackendName, Pool
 from adrec.inference.runtime import Runtime
 from adrec.models.two_tower import embed_ads
 from adrec.retrieval.ad_set import AdSet
@@ -40,6 +40,12 @@ from adrec.retrieval.live_ads import AdModels, LiveAds, Offer
 
 Clock = Callable[[], int]
 """Gives the time in UTC milliseconds."""
+
+
+def now_ms() -> int:
+    """The time."""
+    return time.time_ns() // 1_000_000
+
 
 _SCORE_ROWS = 8192
 _ID = (str, int, float, np.integer)
@@ -210,7 +216,7 @@ class Recommender:
         clock: Clock | None = None,
         rng: np.random.Generator | None = None,
         mapped: bool | None = None,
-        like: "Recommender | None" = None,
+        like: BackendName | None = None,
     ) -> Self:
         """Load an opened bundle; see `load`.
 
@@ -219,11 +225,11 @@ class Recommender:
             clock, rng: as `load` takes them.
             mapped: whether the index stays on disk, where processes share its pages; None: as its
                 settings say.
-            like: runs on the same backend, if this version may; None: on the fastest.
+            like: the backend to run on, if this version may; None: the fastest.
         """
         after = bundle.manifest.log_end_ms + 1
         return cls(
-            bundle.runtime(like=None if like is None else like.runtime.backend),
+            bundle.runtime(like=like),
             bundle.index(mapped=mapped),
             bundle.state(),
             bundle.manifest.serving,

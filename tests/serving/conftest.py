@@ -72,8 +72,11 @@ def serve(tiny_run: Path, tmp_path: Path) -> Iterator[Serve]:
     def start(run: Path = tiny_run, **settings: Any) -> Server:
         while running:
             running.pop().service.close()
-        batching = {"threads": 1}
-        given = {"timeout_ms": 30_000.0, "batching": batching} | settings
+        given = {
+            "timeout_ms": 30_000.0,
+            "batching": {"at_once": 1},
+            "answer_in": "threads",
+        } | settings
         running.append(Server(run, tmp_path / "events.db", clock, given))
         return running[-1]
 

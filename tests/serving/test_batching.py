@@ -49,7 +49,7 @@ def gate(clock):
 
 @pytest.fixture
 def batcher(gate, clock):
-    batcher = Batcher(gate, BatchingConfig(threads=1, most=3, most_waiting=5), clock=clock)
+    batcher = Batcher(gate, BatchingConfig(at_once=1, most=3, most_waiting=5), clock=clock)
     yield batcher
     gate.let_through(100)
     batcher.close()
@@ -87,7 +87,7 @@ def test_an_error_of_the_answer_reaches_all(clock):
     def fail(asks):
         raise RuntimeError("broken")
 
-    batcher = Batcher(fail, BatchingConfig(threads=1), clock=clock)
+    batcher = Batcher(fail, BatchingConfig(at_once=1), clock=clock)
     for _ in range(2):  # the thread lives on
         with pytest.raises(RuntimeError, match="broken"):
             batcher.submit(1, 1.0).result(timeout=10)
@@ -149,7 +149,7 @@ def test_one_that_is_cancelled_is_left_out(batcher, gate):
 
 def test_closing_answers_those_who_wait(clock):
     gate = Gate(clock)
-    batcher = Batcher(gate, BatchingConfig(threads=1), clock=clock)
+    batcher = Batcher(gate, BatchingConfig(at_once=1), clock=clock)
     futures = submit_while_busy(batcher, gate, [2, 4])
     closing = threading.Thread(target=batcher.close)
     closing.start()
@@ -163,7 +163,7 @@ def test_closing_answers_those_who_wait(clock):
 def test_a_batch_may_be_given_time_to_fill(clock):
     """With one thread in work, another waits for a second request until the first is old enough."""
     gate = Gate(clock)
-    config = BatchingConfig(threads=2, most=2, gather_ms=1_000.0)
+    config = BatchingConfig(at_once=2, most=2, gather_ms=1_000.0)
     batcher = Batcher(gate, config, clock=clock)  # the clock stands: only a full batch goes on
     futures = submit_while_busy(batcher, gate, [2])
     assert not gate.entered.acquire(timeout=0.05)
@@ -178,7 +178,7 @@ def test_a_batch_may_be_given_time_to_fill(clock):
 def test_threads_are_begun_and_work_side_by_side(clock):
     begun, gate = [], Gate(clock)
     batcher = Batcher(
-        gate, BatchingConfig(threads=2), clock=clock, begin_thread=lambda: begun.append(1)
+        gate, BatchingConfig(at_once=2), clock=clock, begin_thread=lambda: begun.append(1)
     )
     futures = [batcher.submit(2, 1.0)]
     assert gate.entered.acquire(timeout=10)

@@ -92,7 +92,8 @@ def two(redis, serve, tiny_run, tmp_path):
 
     settings = {"redis": redis.url, "redis_timeout_ms": 200.0, "follow_ms": 60_000.0}
     first = serve(**settings)
-    given = {"timeout_ms": 30_000.0, "batching": {"threads": 1}} | settings
+    given = {"timeout_ms": 30_000.0, "batching": {"at_once": 1}} | settings
+    given |= {"answer_in": "threads"}
     second = Server(tiny_run, tmp_path / "events.db", first.clock, given)
     yield first, second
     second.service.close()

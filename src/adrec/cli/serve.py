@@ -160,8 +160,8 @@ def check(folder: Run, events: Events = None) -> None:
     learn from: mostly, that outcomes come later than the `delay_ms` of their task allows.
     """
     from adrec.bundle import find_version
+    from adrec.serving.loaded import load
     from adrec.serving.skew import measure_skew
-    from adrec.serving.versions import load
 
     event_log, now_ms = _event_log(folder, events), time.time_ns() // 1_000_000
     recommender, log_end_ms = load(find_version(folder), event_log, clock=lambda: now_ms)

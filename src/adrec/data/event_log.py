@@ -88,6 +88,11 @@ class EventLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         return cls(f"sqlite:///{path}")
 
+    @property
+    def url(self) -> str:
+        """Where others can open it, its password with it."""
+        return self._url.render_as_string(hide_password=False)
+
     def append(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> list[Event]:
         """Add slates, then events, all or none; what was added is on disk when this returns.
 

@@ -31,6 +31,13 @@ class Example(NamedTuple):
     row_BN: NDArray[np.int64]
 
 
+class BackendName(NamedTuple):
+    """Which backend."""
+
+    engine: Engine
+    precision: Precision
+
+
 @dataclass(frozen=True)
 class Pool:
     """N candidates of B requests, with all that a backend may read of them.

@@ -15,7 +15,15 @@ import numpy as np
 from adrec.errors import ConfigError
 from adrec.features.batches import candidates_of
 from adrec.features.state import State
-from adrec.inference.backends import Backend, Engine, Example, Pool, Precision, TorchBackend
+from adrec.inference.backends import (
+    Backend,
+    BackendName,
+    Engine,
+    Example,
+    Pool,
+    Precision,
+    TorchBackend,
+)
 from adrec.inference.runtime import TOP, Runtime, UserTower, embed_users
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
@@ -117,7 +125,7 @@ def serving_backends(
     wanted: Wanted,
     admissions: Sequence[Admission],
     *,
-    like: Backend | None = None,
+    like: BackendName | None = None,
 ) -> list[Backend]:
     """Backends that may serve. Engine and precision that are named need no admission.
 
@@ -126,7 +134,7 @@ def serving_backends(
         graphs: folder of OpenVINO's graphs, if there is one.
         wanted: what the settings say.
         admissions: what was measured when the version was made.
-        like: only one of the same engine and precision, if it may serve.
+        like: only this one, if it may serve.
 
     Raises:
         ConfigError: an engine is wanted that is not installed, or has no such precision.
@@ -148,8 +156,8 @@ def serving_backends(
             f"serving.engine={wanted.engine} with serving.precision={wanted.precision}: "
             + _why_not(wanted, graphs)
         )
-    if like is not None and (like.engine, like.precision) in choices:
-        choices = [(like.engine, like.precision)]
+    if like in choices:
+        choices = [like]
     return make_backends(ranker, preranker, graphs, choices, threads=wanted.threads)
 
 

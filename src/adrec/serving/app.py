@@ -133,7 +133,9 @@ def create_app(service: Service) -> FastAPI:
         """Bids on the impressions of an OpenRTB 2.6 bid request; none is 204, also for lack of
         time."""
         lots = service.lots(asked)
-        answers = await asyncio.gather(*(_answer_or_why(service, lot.asked) for lot in lots))
+        answers = await asyncio.gather(
+            *(_answer_or_why(service, lot.asked, about=True) for lot in lots)
+        )
         noted = [None if isinstance(one, str) else _noted(metrics, one) for one in answers]
         found = service.bids(asked, lots, noted)
         headers = {"x-openrtb-version": "2.6"}
@@ -190,7 +192,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/ads/{ad_id}", responses={404: _REFUSED}, tags=["catalogue"])
     async def get_ad(ad_id: AdId) -> AdInfo:
         """One ad."""
-        found = service.ad(ad_id)
+        found = await run_in_threadpool(service.ad, ad_id)
         if found is None:
             raise HTTPException(404, f"there is no ad '{ad_id}'")
         return found
@@ -220,7 +222,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/users/{user_id}", tags=["users"])
     async def get_user(user_id: Annotated[str, Path(max_length=512)]) -> UserOut:
         """What is known of a user now."""
-        return service.user(user_id)
+        return await run_in_threadpool(service.user, user_id)
 
     @app.get("/v2/health/live", tags=["health"])
     async def live() -> dict[str, str]:
@@ -236,7 +238,7 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v2/models/adrec", tags=["health"])
     async def model() -> dict[str, Any]:
         """The version that answers, and those that could."""
-        return _about(service)
+        return await run_in_threadpool(service.about)
 
     @app.get("/v2/models/adrec/ready", tags=["health"])
     async def model_ready() -> dict[str, str]:
@@ -253,7 +255,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/console/figures", include_in_schema=False)
     async def figures() -> Response:
-        return _json({"model": _about(service), "totals": metrics.totals()})
+        return _json({"model": await run_in_threadpool(service.about), "totals": metrics.totals()})
 
     return app
 
@@ -275,7 +277,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
             metrics.swaps.labels("refused").inc()
             raise
         metrics.swaps.labels("done").inc()
-        return _about(service)
+        return await run_in_threadpool(service.about)
 
     @app.post("/admin/swap")
     async def swap(
@@ -364,9 +366,11 @@ async def _until_written(written: "Future[list[Event]]", timeout_s: float) -> li
         ) from error
 
 
-async def _answer_or_why(service: Service, asked: RecommendIn) -> Answered | str:
+async def _answer_or_why(
+    service: Service, asked: RecommendIn, *, about: bool = False
+) -> Answered | str:
     try:
-        return await _until_done(service.recommend(asked))
+        return await _until_done(service.recommend(asked, about=about))
     except (AskedWrongError, OverloadError) as error:
         return str(error)
 
@@ -374,7 +378,7 @@ async def _answer_or_why(service: Service, asked: RecommendIn) -> Answered | str
 async def _change(
     service: Service, ad_id: str, status: Literal["active", "paused", "removed"]
 ) -> None:
-    if service.ad(ad_id) is None:
+    if await run_in_threadpool(service.ad, ad_id) is None:
         raise HTTPException(404, f"there is no ad '{ad_id}'")
     await run_in_threadpool(service.set_status, ad_id, status)
 
@@ -400,16 +404,3 @@ def _at_most(count: int, most: int, what: str) -> None:
 
 def _json(content: Any) -> Response:
     return Response(json.dumps(content, separators=(",", ":")), media_type="application/json")
-
-
-def _about(service: Service) -> dict[str, Any]:
-    backend = service.current.recommender.runtime.backend
-    return {
-        "name": "adrec",
-        "version": service.current.name,
-        "previous": service.versions.previous,
-        "versions": service.versions.names(),
-        "ads": len(service.current.recommender.index),
-        "engine": backend.engine,
-        "precision": backend.precision,
-    }

@@ -35,8 +35,8 @@ _MARGIN = 1.1  # how much longer it may take than it took on average
 class BatchingConfig(Strict):
     """How requests are gathered."""
 
-    threads: int = Field(default=2, ge=1, le=1024)
-    """Threads that answer, each a batch at a time: one for each core."""
+    at_once: int = Field(default=2, ge=1, le=1024)
+    """Batches that are answered at the same time: one for each core."""
     most: int = Field(default=4, ge=1, le=1024)
     """Requests of a batch: larger ones take less time in all, and each request more."""
     gather_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
@@ -80,7 +80,7 @@ class Batcher(Generic[AskT, AnswerT]):
         self._batch_s = 0.0  # how long one took on average; 0 before the first
         self._threads = [
             threading.Thread(target=self._work, args=(begin_thread,), name=f"answer-{i}")
-            for i in range(config.threads)
+            for i in range(config.at_once)
         ]
         for thread in self._threads:
             thread.start()
@@ -127,7 +127,7 @@ class Batcher(Generic[AskT, AnswerT]):
 
     def _expected_s(self) -> float:
         """About how long a request that comes now waits and is answered."""
-        threads = self._config.threads
+        threads = self._config.at_once
         if len(self._begun) < threads and not self._waiting:
             return 0.0  # it is never refused, so that how long one takes is learned anew
         now = self._clock()

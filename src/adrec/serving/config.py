@@ -1,6 +1,6 @@
 """What a server is told: where it listens, what it allows, who may do what."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr
 
@@ -51,6 +51,10 @@ class ServerConfig(Strict):
     """Longest that an answer waits for Redis; then it goes on without, and says so."""
     follow_ms: float = Field(default=50.0, gt=0.0, le=60_000.0)
     """How often the log is looked into for what other servers have written."""
+    answer_in: Literal["processes", "threads"] = "processes"
+    """Where answers are worked out. `processes`: in `batching.at_once` processes of their own, so
+    that neither each other, nor the server, nor a version that is loaded holds them up. `threads`:
+    in the server's own process, which takes less memory."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that serve on the same ports; they share the memory of the index."""
     events_timeout_s: float = Field(default=5.0, gt=0.0, le=60.0)

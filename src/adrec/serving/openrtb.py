@@ -237,7 +237,6 @@ def bids_on(
     lots: Sequence[Lot],
     answers: Sequence[Answered | None],
     config: OpenRtbConfig,
-    about: Mapping[str, AdInfo],
 ) -> Iterator[Bid]:
     """A bid for each lot whose best free ad is worth the floor.
 
@@ -245,7 +244,6 @@ def bids_on(
         lots: what is for sale.
         answers: to each; None where there is none in time.
         config: how bids look.
-        about: ads of the answers by id.
     """
     taken: set[str] = set()
     for lot, answered in zip(lots, answers, strict=True):
@@ -256,7 +254,7 @@ def bids_on(
             if ad.ad_id in taken or price <= 0.0 or price < lot.floor:
                 continue
             taken.add(ad.ad_id)
-            yield _bid(lot, answered.logged.request_id, about[ad.ad_id], price, config)
+            yield _bid(lot, answered.logged.request_id, answered.about[ad.ad_id], price, config)
             break
 
 

@@ -7,24 +7,29 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown, kinds
 from adrec.data.parsing import as_text
-from adrec.errors import EventLogError, RequestError
-from adrec.inference.threads import use_threads
-from adrec.recommender import Recommender, Request, Slate
+from adrec.errors import ConfigError, EventLogError, OverloadError, RequestError
+from adrec.inference.backends import BackendName
+from adrec.inference.threads import in_background, use_threads
+from adrec.recommender import Clock, Request, Slate, now_ms
+from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
+from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.skew import Skew, measure_skew
-from adrec.serving.versions import Loaded, Versions, load
-from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut, ad_info
+from adrec.serving.versions import Versions
+from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -38,9 +43,8 @@ _EARLY_MS = 60_000  # an event may be ahead of our clock by so much
 
 
 @dataclass(frozen=True)
-class _Ask:
-    request: Request
-    k: int
+class _Asked:
+    ask: Ask
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
 
@@ -72,7 +76,7 @@ class Service:
         log: EventLog,
         config: ServerConfig,
         *,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Clock = now_ms,
         since: int | None = None,
     ) -> None:
         """Load the version that a run's `current` names, and begin.
@@ -96,12 +100,14 @@ class Service:
         self.news = None  # from here on; what was before it is in the log
         if config.redis is not None:
             self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
-        self.versions = Versions(
-            folder, log, clock=clock, mapped=config.workers > 1 or None, since=since
-        )
-        config.openrtb.check(self.current.recommender.state.schema)
+        self.versions = Versions(folder, log, self._load, clock=clock, since=since)
+        try:
+            config.openrtb.check(self.current.schema)
+        except ConfigError:
+            self.versions.close()
+            raise
         self.journal = Journal(log, on_commit=self._committed)
-        self.batcher: Batcher[_Ask, Answered] = Batcher(
+        self.batcher: Batcher[_Asked, Answered] = Batcher(
             self._answer, config.batching, begin_thread=lambda: use_threads(1)
         )
         self._closing = threading.Event()
@@ -109,12 +115,12 @@ class Service:
         self._follower.start()
 
     @property
-    def current(self) -> Loaded:
+    def current(self) -> Version:
         """The version that answers."""
-        return self.versions.current
+        return self.versions.current.version
 
-    def recommend(self, asked: RecommendIn) -> "Future[Answered]":
-        """Have a request answered.
+    def recommend(self, asked: RecommendIn, *, about: bool = False) -> "Future[Answered]":
+        """Have a request answered; `about`: with what is known of its ads.
 
         Raises:
             OverloadError: it cannot be answered in time.
@@ -125,7 +131,7 @@ class Service:
         timeout_ms = asked.timeout_ms or self.config.timeout_ms
         sampled = random.random() < self.config.sample
         request = asked.request(self._clock(), explain=asked.explain or sampled)
-        ask = _Ask(request, asked.k, asked.explain)
+        ask = _Asked(Ask(request, asked.k, about), asked.explain)
         return self.batcher.submit(ask, timeout_ms / 1000.0)
 
     def lots(self, asked: BidRequest) -> list[Lot]:
@@ -134,7 +140,7 @@ class Service:
         Raises:
             RequestError: ads carry no bids.
         """
-        schema = self.current.recommender.state.schema
+        schema = self.current.schema
         if schema.bid_micros is None:
             raise RequestError("the ads of this version carry no bids")
         return lots_of(asked, self.config.openrtb, schema.currency, self.config.timeout_ms)
@@ -142,21 +148,15 @@ class Service:
     def bids(
         self, asked: BidRequest, lots: Sequence[Lot], answers: Sequence[Answered | None]
     ) -> BidResponse | None:
-        """Bids on some lots; None if there is none."""
-        about = {
-            ad.ad_id: found
-            for answered in answers
-            if answered is not None
-            for ad in answered.slate.ads
-            if (found := self.ad(ad.ad_id)) is not None
-        }
-        bids = list(bids_on(lots, answers, self.config.openrtb, about))
+        """Bids on some lots, from answers that say what is known of their ads; None if there is
+        none."""
+        bids = list(bids_on(lots, answers, self.config.openrtb))
         if not bids:
             return None
         return BidResponse(
             id=asked.id,
             bidid=uuid.uuid4().hex,
-            cur=self.current.recommender.state.schema.currency,
+            cur=self.current.schema.currency,
             seatbid=[SeatBid(seat=self.config.openrtb.seat, bid=bids)],
         )
 
@@ -167,10 +167,13 @@ class Service:
         taken: list[Event] = []
         rejected: list[tuple[str, str]] = []
         for event in events:
+            theirs = event.user is not None or event.context is not None
+            if theirs and event.request_id not in known:
+                slates.setdefault(event.request_id, self._from_elsewhere(event))
+        problems = self._problems_of(slates)
+        for event in events:
             slate = known.get(event.request_id) or slates.get(event.request_id)
-            if slate is None and (event.user is not None or event.context is not None):
-                slate = slates[event.request_id] = self._from_elsewhere(event)
-            reason = self._odd(event, slate)
+            reason = problems.get(event.request_id) or self._odd(event, slate)
             if reason is None:
                 taken.append(self._event(event))
             else:
@@ -183,7 +186,7 @@ class Service:
         Raises:
             DataError: lists every value that does not fit; no ad is changed.
         """
-        name = self.current.recommender.state.schema.ad_id
+        name = self.current.schema.ad_id
         self.versions.change_ads(
             [
                 AdChange(ad_id=as_text(row.get(name)) or "", status="active", fields=row)
@@ -201,40 +204,53 @@ class Service:
 
     def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
         """Ads whose id contains a text: how many there are, and the first few."""
-        recommender = self.current.recommender
-        catalogue = recommender.index.now.about.catalogue
-        ids = catalogue.directory.ids
-        if not text:
-            rows: Sequence[int] = range(1, len(ids) + 1)
-        else:
-            rows = [row for row, ad in enumerate(ids, 1) if text.casefold() in ad.casefold()]
-        return len(rows), [ad_info(recommender, row) for row in rows[:count]]
+        return self._ask(lambda current: current.find_ads(text, count))
 
     def ad(self, ad_id: str) -> AdInfo | None:
         """An ad of the catalogue."""
-        recommender = self.current.recommender
-        row = recommender.index.now.about.catalogue.directory.row(ad_id)
-        return ad_info(recommender, row) if row else None
+        return self._ask(lambda current: current.ad(ad_id))
 
     def user(self, user_id: str) -> UserOut:
         """What is known of a user now."""
-        recommender = self.current.recommender
-        histories = recommender.histories(user_id, self._clock())
-        known = bool(recommender.state.users.row(user_id))
-        return UserOut(user=user_id, known=known, histories=histories)
+        return self._ask(lambda current: current.user(user_id, self._clock()))
+
+    def about(self) -> dict[str, Any]:
+        """The version that answers, and those that could."""
+        current = self.current
+        return {
+            "name": "adrec",
+            "version": current.name,
+            "previous": self.versions.previous,
+            "versions": self.versions.names(),
+            "ads": self._ask(lambda current: current.size()),
+            "engine": current.backend.engine,
+            "precision": current.backend.precision,
+        }
 
     def check_ready(self) -> None:
-        """Whether events can be written.
+        """Whether requests are answered and events can be written.
 
         Raises:
-            EventLogError: they cannot.
+            OverloadError: requests are not.
+            EventLogError: events cannot.
         """
+        self._ask(lambda current: current.size())
         self.journal.append([], []).result(timeout=_READY_S)
 
     def measure_skew(self) -> Skew:
         """Compare what the models were told with what the log says; see `skew.py`."""
         recommender, log_end_ms = load(self.current.folder, self._log, clock=self._clock)
         return measure_skew(recommender, self._log, after_ms=log_end_ms, until_ms=self._clock())
+
+    def _load(self, folder: Path, like: BackendName | None) -> Answering:
+        config, log, clock = self.config, self._log, self._clock
+        if config.answer_in == "processes":
+            count = config.batching.at_once
+            return Answerers(folder, log, clock=clock, count=count, like=like)
+        mapped = config.workers > 1 or None
+        return in_background(
+            lambda: Loaded.load(folder, log, clock=clock, mapped=mapped, like=like)
+        )
 
     def prune(self) -> int:
         """Delete what is older than the settings allow; returns how many slates."""
@@ -248,6 +264,7 @@ class Service:
         self._follower.join()
         self.batcher.close()
         self.journal.close()
+        self.versions.close()
         if self.news is not None:
             self.news.close()
         self._log.close()
@@ -266,7 +283,7 @@ class Service:
 
     def _outcomes(self, slates: Mapping[str, LoggedSlate], events: Sequence[Event]) -> Outcomes:
         """What came of ads of answers, beside what was expected of them."""
-        click = self.current.recommender.state.schema.click.name
+        click = self.current.schema.click.name
         impressions, clicks, expected = 0, 0, 0.0
         for event in events:
             scores = {ad.ad_id: ad.score for ad in slates[event.request_id].ads}
@@ -306,30 +323,39 @@ class Service:
                 _log.warning("the log cannot be followed: %s", error)
                 self._closing.wait(_READY_S)
 
-    def _answer(self, asks: Sequence[_Ask]) -> Sequence[Answered | Exception]:
+    def _answer(self, asks: Sequence[_Asked]) -> Sequence[Answered | Exception]:
         """Answer a batch; all of it by one version."""
         heard = self._hear()
-        current = self.versions.current
-        recommender = current.recommender
-        most = max(ask.k for ask in asks)
-        try:
-            slates: list[Slate | Exception] = list(
-                recommender.recommend_batch([ask.request for ask in asks], most)
-            )
-        except RequestError:
-            slates = [_one(recommender, ask) for ask in asks]
-        schema = recommender.state.schema
+        schema = self.current.schema
         currency = schema.currency if schema.bid_micros is not None else None
-        found: list[Answered | Exception] = []
-        for ask, slate in zip(asks, slates, strict=True):
-            if isinstance(slate, Exception):
-                found.append(slate)
+        found = self._ask(lambda current: current.answer([one.ask for one in asks]))
+        answers: list[Answered | Exception] = []
+        for asked, one in zip(asks, found, strict=True):
+            if isinstance(one, Exception):
+                answers.append(one)
             else:
-                slate = replace(slate, ads=slate.ads[: ask.k])
-                logged = _logged(ask.request, slate)
-                found.append(Answered(logged, slate, currency, ask.explain, not heard))
-        self.journal.note([one.logged for one in found if isinstance(one, Answered)])
-        return found
+                logged = _logged(asked.ask.request, one.slate)
+                answers.append(
+                    Answered(logged, one.slate, currency, asked.explain, not heard, one.about)
+                )
+        self.journal.note([one.logged for one in answers if isinstance(one, Answered)])
+        return answers
+
+    def _ask(self, call: Callable[[Answering], T]) -> T:
+        """Ask the version that answers; if it is let go meanwhile, the one that does then.
+
+        Raises:
+            OverloadError: there is none just now.
+        """
+        while True:
+            current = self.versions.current
+            try:
+                return call(current)
+            except GoneError as error:
+                if self.versions.current is current:
+                    raise OverloadError(
+                        f"version {current.version.name} is being loaded anew; ask again in a while"
+                    ) from error
 
     def _find(self, events: Sequence[EventIn]) -> dict[str, LoggedSlate]:
         """Slates of events; one that another process has just answered may still be on its way to
@@ -353,9 +379,17 @@ class Service:
             context=event.context or {},
         )
 
+    def _problems_of(self, slates: Mapping[str, LoggedSlate]) -> dict[str, str]:
+        """What does not fit in slates that were answered elsewhere, by request."""
+        if not slates:
+            return {}
+        requests = [Request(user=one.user_id, context=one.context) for one in slates.values()]
+        found = self._ask(lambda current: current.check(requests))
+        return {key: one for key, one in zip(slates, found, strict=True) if one is not None}
+
     def _odd(self, event: EventIn, slate: LoggedSlate | None) -> str | None:
         """Why an event is not taken, if so."""
-        allowed = kinds(self.current.recommender.state.schema.tasks)
+        allowed = kinds(self.current.schema.tasks)
         if event.kind not in allowed:
             return f"kind is '{event.kind}'; choose {', '.join(allowed)}"
         if event.at_ms is not None and event.at_ms > self._clock() + _EARLY_MS:
@@ -365,11 +399,6 @@ class Service:
                 f"no answer has the request_id '{event.request_id}'; for an ad that was shown "
                 "elsewhere, give user or context"
             )
-        if slate.version == _ELSEWHERE:
-            try:
-                self.current.recommender.check(Request(user=slate.user_id, context=slate.context))
-            except RequestError as error:
-                return str(error)
         if as_text(event.ad_id) not in {ad.ad_id for ad in slate.ads}:
             return f"answer '{event.request_id}' has no ad '{event.ad_id}'"
         return None
@@ -383,13 +412,6 @@ class Service:
             at_ms=self._clock() if event.at_ms is None else event.at_ms,
             value=event.value,
         )
-
-
-def _one(recommender: Recommender, ask: _Ask) -> Slate | Exception:
-    try:
-        return recommender.recommend_batch([ask.request], ask.k)[0]
-    except RequestError as error:
-        return error
 
 
 def _logged(request: Request, slate: Slate) -> LoggedSlate:

@@ -4,7 +4,8 @@ Answers are built as plain values and these models document them: an answer of a
 need not be checked by the one who made it.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -225,6 +226,8 @@ class Answered:
     """Whether the client wants to know, too, what the models were told."""
     degraded: bool
     """Whether something that other servers know may be missing."""
+    about: Mapping[str, AdInfo] = field(default_factory=dict)
+    """What is known of its ads, if that was asked."""
 
     def as_json(self) -> dict[str, Any]:
         """`RecommendOut` as plain values."""

@@ -1,0 +1,309 @@
+"""Answerers: processes that answer, each with the version and its state in memory of its own.
+
+In one process everything that runs in Python shares one lock: answers, HTTP, the event log, and a
+version that is loaded meanwhile would wait for each other. So each of these processes does one
+thing at a time, in the order in which the server sends it down a pipe: a batch of requests to
+answer, or something to know. It is told events without being waited for; what is sent later is
+answered knowing them. The index and the rows of the ads are mapped from disk, where their pages are
+in memory once.
+
+A process that dies answers nothing more, and the others go on; `whole` says so, and whoever holds
+the version loads it anew.
+"""
+
+import atexit
+import contextlib
+import gc
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import AdChange, Event, LoggedSlate
+from adrec.errors import BundleError
+from adrec.inference.backends import BackendName
+from adrec.inference.threads import use_threads
+from adrec.recommender import Clock, Request
+from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
+from adrec.serving.logs import log_to_stderr
+from adrec.serving.wire import AdInfo, UserOut
+
+T = TypeVar("T")
+
+_LEAVE_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Something to be done in another process."""
+
+    work: Callable[[Loaded], Any]
+    waited_for: bool
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a process says once it can answer."""
+
+    version: Version
+    told: int
+
+
+class _LostError(Exception):
+    """The process has ended."""
+
+
+class Answerers:
+    """A version in processes of their own; see `Answering`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        log: EventLog,
+        *,
+        clock: Clock,
+        count: int,
+        like: BackendName | None = None,
+    ) -> None:
+        """Start the processes, and wait until all can answer.
+
+        Args:
+            folder: of the version.
+            log: each opens it by itself.
+            clock: time of requests, UTC milliseconds; can be pickled.
+            count: of processes.
+            like: the backend to run on, if this version may; None: the fastest.
+
+        Raises:
+            BundleError: the version is damaged.
+        """
+        self._log = log
+        start = partial(_Process, folder, log.url, clock)
+        self._processes: list[_Process] = []
+        try:
+            if like is None:  # the others run on what the first has found to be the fastest
+                self._processes.append(start(None))
+                like = self._processes[0].wait_until_ready().version.backend
+            self._processes += [start(like) for _ in range(count - len(self._processes))]
+            ready = [process.wait_until_ready() for process in self._processes]
+        except BaseException:
+            self.close()
+            raise
+        self.version = ready[0].version
+        self.told = min(one.told for one in ready)
+        """Place in the log up to which they were told all."""
+        self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
+        for process in self._processes:
+            self._free.put(process)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of them live."""
+        return all(process.lives for process in self._processes)
+
+    def answer(self, asks: Sequence[Ask]) -> list[Found | Exception]:
+        """See `Answering`."""
+        return self._one(partial(Loaded.answer, asks=list(asks)))
+
+    def tell(self, slates: Mapping[str, LoggedSlate], events: Sequence[Event]) -> None:
+        """See `Answering`."""
+        self._tell_all(partial(Loaded.tell, slates=dict(slates), events=list(events)))
+        self.told = max(self.told, events[-1].seq)
+
+    def catch_up(self) -> None:
+        """See `Answering`."""
+        end = self._log.marks().last
+        self._tell_all(Loaded.catch_up)
+        self.told = max(self.told, end)
+
+    def change_ads(self, changes: Sequence[AdChange]) -> None:
+        """See `Answering`."""
+        self._all(partial(Loaded.change_ads, changes=list(changes)))
+
+    def restore_ads(self, changes: Sequence[AdChange]) -> None:
+        """See `Answering`."""
+        self._all(partial(Loaded.restore_ads, changes=list(changes)))
+
+    def forget(self, user_ids: Sequence[str]) -> None:
+        """See `Answering`."""
+        self._all(partial(Loaded.forget, user_ids=list(user_ids)))
+
+    def check(self, requests: Sequence[Request]) -> list[str | None]:
+        """See `Answering`."""
+        return self._one(partial(Loaded.check, requests=list(requests)))
+
+    def size(self) -> int:
+        """See `Answering`."""
+        return self._one(Loaded.size)
+
+    def ad(self, ad_id: str) -> AdInfo | None:
+        """See `Answering`."""
+        return self._one(partial(Loaded.ad, ad_id=ad_id))
+
+    def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
+        """See `Answering`."""
+        return self._one(partial(Loaded.find_ads, text=text, count=count))
+
+    def user(self, user_id: str, at_ms: int) -> UserOut:
+        """See `Answering`."""
+        return self._one(partial(Loaded.user, user_id=user_id, at_ms=at_ms))
+
+    def close(self) -> None:
+        """See `Answering`."""
+        for process in self._processes:
+            process.close()
+
+    def _one(self, work: Callable[[Loaded], T]) -> T:
+        """Do something in whichever process is free first."""
+        while True:
+            process = self._next()
+            try:
+                return process.call(work)
+            except _LostError:
+                continue
+            finally:
+                self._free.put(process)
+
+    def _next(self) -> "_Process":
+        while any(process.lives for process in self._processes):
+            with contextlib.suppress(queue.Empty):
+                process = self._free.get(timeout=1.0)
+                if process.lives:
+                    return process
+        raise GoneError
+
+    def _all(self, work: Callable[[Loaded], object]) -> None:
+        """Do something in all processes; what the first refuses, none of them does."""
+        for process in self._processes:
+            with contextlib.suppress(_LostError):
+                process.call(work)
+
+    def _tell_all(self, work: Callable[[Loaded], object]) -> None:
+        for process in self._processes:
+            process.tell(work)
+
+
+class _Process:
+    """One process, seen from the server."""
+
+    def __init__(self, folder: Path, log_url: str, clock: Clock, like: BackendName | None) -> None:
+        context = get_context("spawn")  # a fork of a process with threads of torch may hang
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_answer, args=(theirs, folder, log_url, clock, like), name="adrec-answers"
+        )
+        self._process.start()
+        atexit.register(self._connection.close)  # else we would wait for it for ever
+        theirs.close()  # else its end would not be seen
+        self._ready: _Ready | None = None
+        self._calling, self._sending = threading.Lock(), threading.Lock()
+        self.lives = True
+
+    def wait_until_ready(self) -> _Ready:
+        """What it says once it can answer.
+
+        Raises:
+            BundleError: it cannot.
+        """
+        if self._ready is None:
+            try:
+                self._ready = _result(self._connection.recv())
+            except (EOFError, OSError) as error:
+                raise BundleError(f"its process {self._end()} while it was loaded") from error
+        return self._ready
+
+    def call(self, work: Callable[[Loaded], T]) -> T:
+        """Have something done, and wait for what it returns.
+
+        Raises:
+            _LostError: the process has ended.
+        """
+        with self._calling:
+            try:
+                with self._sending:
+                    self._connection.send(_Call(work, waited_for=True))
+                found = self._connection.recv()
+            except (EOFError, OSError) as error:
+                self._bury()
+                raise _LostError from error
+        done: T = _result(found)
+        return done
+
+    def tell(self, work: Callable[[Loaded], object]) -> None:
+        """Have something done some time before what is sent next."""
+        with self._sending:
+            try:
+                self._connection.send(_Call(work, waited_for=False))
+            except OSError:
+                self.lives = False
+
+    def close(self) -> None:
+        """Have it end once it has done what was sent."""
+        with self._calling, self._sending:
+            self.lives = False
+            self._connection.close()
+        atexit.unregister(self._connection.close)
+        self._end()
+
+    def _bury(self) -> None:
+        if self.lives:
+            self.lives = False
+            _log.error("a process that answers %s", self._end())
+
+    def _end(self) -> str:
+        self._process.join(_LEAVE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode or 0
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+
+
+def _result(found: Any) -> Any:
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _answer(
+    connection: Connection,
+    folder: Path,
+    log_url: str,
+    clock: Clock,
+    like: BackendName | None,
+) -> None:
+    """In the process: load, say so, and do what is sent until the pipe is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all: the server ends us in time
+        signal.signal(number, signal.SIG_IGN)
+    log_to_stderr()
+    use_threads(1)
+    log = EventLog(log_url)
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
+        try:
+            loaded = Loaded.load(folder, log, clock=clock, mapped=True, like=like)
+        except Exception as error:
+            connection.send(error)
+            return
+        gc.collect()
+        gc.freeze()  # looking through a million ads for garbage would hold up answers
+        connection.send(_Ready(loaded.version, loaded.told))
+        while True:
+            call: _Call = connection.recv()
+            try:
+                found = call.work(loaded)
+            except Exception as error:
+                found = error
+            if call.waited_for:
+                connection.send(found)
+            elif isinstance(found, Exception):
+                _log.warning("what came could not be taken in: %s", found)
