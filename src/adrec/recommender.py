@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,7 @@ from adrec.features.bits import MOST_TASKS, UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset
 from adrec.features.directory import Directory
-from adrec.features.state import State, Visitor
+from adrec.features.state import Report, State, Visitor
 from adrec.features.transforms import Features
 from adrec.inference.backends import BackendName, Pool
 from adrec.inference.runtime import Runtime
@@ -101,6 +101,16 @@ class RankedAd:
     value_micros: float | None
     order_by: float
     propensity: float = 1.0
+
+
+class Reported(NamedTuple):
+    """What came of an ad that was shown: outcomes of each task."""
+
+    ad_id: str | int
+    before: Sequence[float] | None
+    """Those that were reported before; None: it was shown just now."""
+    after: Sequence[float]
+    """All so far."""
 
 
 @dataclass(frozen=True)
@@ -385,31 +395,21 @@ class Recommender:
         with self._reading:
             self.state.forget(as_text(user) or "")
 
-    def report(
-        self,
-        request: Request,
-        ad_id: str | int,
-        before: Sequence[float] | None,
-        after: Sequence[float],
-    ) -> None:
-        """Take in what came of an ad that was shown: the next request knows of it.
+    def report(self, request: Request, reported: Sequence[Reported]) -> None:
+        """Take in what came of ads that were shown: the next request knows of it.
 
         Args:
-            request: for which it was shown, with the time of then.
-            ad_id: of the ad; one that is unknown counts for the user all the same.
-            before: outcomes of the tasks that were reported before; None: it was shown just now.
-            after: all outcomes so far.
+            request: for which they were shown, with the time of then.
+            reported: in the order in which it came. An ad that is unknown counts for the user all
+                the same.
 
         Raises:
             RequestError: a value of the request does not fit its field.
         """
-        row = self.index.now.about.catalogue.directory.row(as_text(ad_id) or "")
+        row = self.index.now.about.catalogue.directory.row
+        reports = [Report(row(as_text(one.ad_id) or ""), one.before, one.after) for one in reported]
         with self._reading:
-            visitor = self._visit(request)
-            if before is None:
-                self.state.observe(visitor, row, after)
-            else:
-                self.state.amend(visitor, row, before, after)
+            self.state.report(self._visit(request), reports)
 
     def observe_log(self, frame: pl.DataFrame) -> None:
         """Take in a piece of a log with all that came of it, as `State.advance` takes it."""

@@ -91,7 +91,7 @@ def test_what_was_served_trains_the_next_version(serve, export, run_copy, known,
 
     config = load_config(find_version(run_copy) / "config.json", {"data.path": str(folder)})
     config = config.model_copy(update={"data": config.data.model_copy(update={"layout": None})})
-    old = server.service.current
+    old = server.service.versions.current
     pipeline.run(config, run_copy, progress=Progress())
     new = server.admin.post("/admin/swap").json()["version"]
     assert new != old.name
@@ -100,7 +100,7 @@ def test_what_was_served_trains_the_next_version(serve, export, run_copy, known,
     assert state.catalogue.directory.row("fresh")
     # What the new version learned from is not told to it a second time.
     at_ms = server.clock.now_ms
-    told = server.service.current.recommender.histories("new here", at_ms)
+    told = server.service.versions.current.recommender.histories("new here", at_ms)
     assert told == old.recommender.histories("new here", at_ms)
     assert any(told.values())
 

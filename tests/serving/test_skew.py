@@ -51,7 +51,7 @@ def test_also_over_ads_that_came_while_serving(serve):
 def test_an_outcome_that_comes_too_late_is_told(serve):
     """In the table a click is known an hour after its impression, whenever it was reported."""
     server = serve(sample=1.0)
-    schema = server.service.current.recommender.state.schema
+    schema = server.service.current.schema
     delay_ms = schema.click.delay_ms
     answer = server.recommend(user="new here", k=1)
     server.report(event(answer))

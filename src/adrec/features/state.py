@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -75,6 +75,17 @@ class Visitor:
     request: Encoded
     user_id: str = ""
     """Under which a new user is remembered; '' for nobody."""
+
+
+class Report(NamedTuple):
+    """What came of an impression."""
+
+    ad: int
+    """Its row."""
+    before_K: Sequence[float] | None
+    """Outcomes of each task that were taken in before; None: it was shown just now."""
+    after_K: Sequence[float]
+    """All outcomes so far."""
 
 
 class State:
@@ -256,48 +267,58 @@ class State:
 
     def observe(self, visitor: Visitor, ad: int, labels_K: Sequence[float]) -> None:
         """Take in one impression and its outcomes. A new user is known from then on."""
-        user = self.users.add(visitor.user_id) if visitor.user_id else visitor.user
-        ads = np.array([ad])
-        users = np.array([user])
-        labels = np.array([labels_K], np.float32)
-        summed = outcomes(labels, self.schema.tasks)[0]
-        keys = self._keys(users, visitor.static, visitor.request, ads)
-        for spec, counter, key in zip(self.schema.counters, self.counters_of, keys, strict=True):
-            if user or USER_ID not in spec.columns:  # nobody has no past
-                counter.observe(int(key[0]), visitor.at_ms, summed)
-        bits = int(outcome_bits(labels)[0])
-        for field, history in zip(self.schema.sequences, self.histories, strict=True):
-            if ad and self._joins(field, labels)[0]:
-                history.observe(user, ad, visitor.at_ms, bits)
+        self.report(visitor, [Report(ad, None, labels_K)])
 
     def amend(
         self, visitor: Visitor, ad: int, before_K: Sequence[float], after_K: Sequence[float]
     ) -> None:
-        """Take in outcomes that were reported after their impression was observed.
+        """Take in outcomes that were reported after their impression was observed: all so far, and
+        those that were taken in before."""
+        self.report(visitor, [Report(ad, before_K, after_K)])
 
-        They count from the impression's time, once the delay of their task is over: what was
-        reported before that stands as if it had been observed with the impression.
+    def report(self, visitor: Visitor, reports: Sequence[Report]) -> None:
+        """Take in what came of impressions of one request, one after the other.
+
+        Outcomes that are reported after their impression count from the impression's time, once the
+        delay of their task is over: what was reported before that stands as if it had been observed
+        with the impression.
 
         Args:
-            visitor: as the impression was observed with.
-            ad: of the impression.
-            before_K: outcomes that were taken in so far, for each task.
-            after_K: all outcomes.
+            visitor: as the request was answered for.
+            reports: in the order in which they came.
         """
-        user = self.users.row(visitor.user_id) if visitor.user_id else visitor.user
-        labels = np.array([before_K, after_K], np.float32)
-        summed = outcomes(labels, self.schema.tasks)
-        keys = self._keys(np.array([user]), visitor.static, visitor.request, np.array([ad]))
-        for spec, counter, key in zip(self.schema.counters, self.counters_of, keys, strict=True):
-            if user or USER_ID not in spec.columns:
-                counter.amend(int(key[0]), visitor.at_ms, summed[1] - summed[0])
-        bits = int(outcome_bits(labels)[1])
+        new = any(report.before_K is None for report in reports)
+        user = visitor.user
+        if visitor.user_id:
+            user = (self.users.add if new else self.users.row)(visitor.user_id)
+        ads_N = np.array([report.ad for report in reports])
+        nothing = [0.0] * len(self.schema.tasks)
+        before_NK = np.array([report.before_K or nothing for report in reports], np.float32)
+        after_NK = np.array([report.after_K for report in reports], np.float32)
+        summed_NK = outcomes(after_NK, self.schema.tasks)
+        added_NK = summed_NK - outcomes(before_NK, self.schema.tasks)
+        keys = self._keys(np.array([user]), visitor.static, visitor.request, ads_N)
+        for spec, counter, keys_N in zip(self.schema.counters, self.counters_of, keys, strict=True):
+            if not user and USER_ID in spec.columns:  # nobody has no past
+                continue
+            of_all = np.broadcast_to(keys_N, len(reports)).tolist()
+            for report, key, summed_K, added_K in zip(
+                reports, of_all, summed_NK, added_NK, strict=True
+            ):
+                if report.before_K is None:
+                    counter.observe(key, visitor.at_ms, summed_K)
+                else:
+                    counter.amend(key, visitor.at_ms, added_K)
+        bits_N = outcome_bits(after_NK).tolist()
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
-            joined, joins = self._joins(field, labels) & (ad != 0)
-            if joins and not joined:
-                history.observe(user, ad, visitor.at_ms, bits)
-            elif joins:
-                history.amend(user, ad, visitor.at_ms, bits)
+            joined_N, joins_N = self._joins(field, before_NK), self._joins(field, after_NK)
+            for i, report in enumerate(reports):
+                if not (report.ad and joins_N[i]):
+                    continue
+                if report.before_K is None or not joined_N[i]:
+                    history.observe(user, report.ad, visitor.at_ms, bits_N[i])
+                else:
+                    history.amend(user, report.ad, visitor.at_ms, bits_N[i])
 
     def forget(self, user_id: str) -> None:
         """Erase what is known of a user: fields, histories, and counters of the user's own.

@@ -169,14 +169,16 @@ class Compiled:
             model = steps.build()
         if precision == "int8":
             _round_weights(model)
-        streams = max(1, available_cores() // threads)  # calls that may run side by side
+        # A thread that calls works by itself, which saves handing over to another and back: no
+        # streams. Where several work on one call, they are as many as can run side by side.
+        streams = 0 if threads == 1 else max(1, available_cores() // threads)
         self._model = _core().compile_model(
             model,
             "CPU",
             {
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": threads * streams,
+                "INFERENCE_NUM_THREADS": threads * max(1, streams),
                 "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
                 "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,

@@ -7,23 +7,32 @@ that it was trained on; the feed tells it the rest, to the same end as if it had
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import Event, LoggedSlate, with_event
 from adrec.data.log_export import impression_frame, rows_of
 from adrec.data.tables import under_own_names
 from adrec.errors import RequestError
-from adrec.recommender import Recommender, Request
+from adrec.recommender import Recommender, Reported, Request
 
 _log = logging.getLogger(__name__)
 
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory
 _TABLE = 500  # slates told at a time as a table
 _PART = 50  # events told at a time
+_EARLY_MS = 60_000  # by so much may times of requests be ahead of this clock
+
+
+class _Heard(NamedTuple):
+    """What was told of one request: when it came, and the outcomes of its ads."""
+
+    at_ms: int
+    outcomes: dict[str, list[float]]
 
 
 class Feed:
@@ -41,7 +50,8 @@ class Feed:
         """Place in the log up to which it was told all."""
         self._after_ms = log_end_ms
         self._tasks = recommender.state.schema.tasks
-        self._outcomes: OrderedDict[str, dict[str, list[float]]] = OrderedDict()
+        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._heard_after_ms: float = math.inf  # of later requests every event came through here
 
     def begin(self, log: EventLog, now_ms: int) -> None:
         """Tell a recommender that was just loaded what stands in a log: what is settled as a table,
@@ -66,6 +76,7 @@ class Feed:
             self._tell_all(log, rest[start : start + _PART])
         self.told = end - 1
         self.catch_up(log)
+        self._heard_after_ms = now_ms + _EARLY_MS
 
     def catch_up(self, log: EventLog) -> None:
         """Tell all that stands in a log and was not told yet."""
@@ -94,29 +105,38 @@ class Feed:
             self.told = new[-1].seq
 
     def _tell_all(self, log: EventLog, pairs: Sequence[tuple[Event, LoggedSlate]]) -> None:
-        forgotten = {event.request_id for event, _ in pairs} - self._outcomes.keys()
-        for event in log.reported(forgotten, before=pairs[0][0].seq):
-            self._note(event)
-        for event, slate in pairs:
+        forgotten = {
+            event.request_id
+            for event, slate in pairs
+            if slate.at_ms <= self._heard_after_ms and event.request_id not in self._heard
+        }
+        if forgotten:
+            times_ms = {event.request_id: slate.at_ms for event, slate in pairs}
+            for event in log.reported(forgotten, before=pairs[0][0].seq):
+                self._note(event, times_ms[event.request_id])
+        for _, group in groupby(pairs, key=lambda pair: pair[0].request_id):
+            together = list(group)
+            slate = together[0][1]
             if slate.at_ms > self._after_ms:
-                self._tell(event, slate)
+                self._tell([event for event, _ in together], slate)
 
-    def _tell(self, event: Event, slate: LoggedSlate) -> None:
-        before, after = self._note(event)
+    def _tell(self, events: Sequence[Event], slate: LoggedSlate) -> None:
+        reported = [Reported(event.ad_id, *self._note(event, slate.at_ms)) for event in events]
         try:
-            self.recommender.report(request_of(slate), event.ad_id, before, after)
+            self.recommender.report(request_of(slate), reported)
         except RequestError as error:  # it was logged under another schema
-            _log.warning("event %s is left out: %s", event.event_id, error)
+            _log.warning("events of request %s are left out: %s", slate.request_id, error)
 
-    def _note(self, event: Event) -> tuple[list[float] | None, list[float]]:
+    def _note(self, event: Event, at_ms: int) -> tuple[list[float] | None, list[float]]:
         """Outcomes of an impression before an event and after it."""
-        of_request = self._outcomes.setdefault(event.request_id, {})
-        self._outcomes.move_to_end(event.request_id)
-        if len(self._outcomes) > _REMEMBERED:
-            self._outcomes.popitem(last=False)
-        before = of_request.get(event.ad_id)
+        heard = self._heard.setdefault(event.request_id, _Heard(at_ms, {}))
+        self._heard.move_to_end(event.request_id)
+        if len(self._heard) > _REMEMBERED:
+            _, forgotten = self._heard.popitem(last=False)
+            self._heard_after_ms = max(self._heard_after_ms, forgotten.at_ms)
+        before = heard.outcomes.get(event.ad_id)
         after = with_event(before or [0.0] * len(self._tasks), event, self._tasks)
-        of_request[event.ad_id] = after
+        heard.outcomes[event.ad_id] = after
         return before, after
 
 
