@@ -94,7 +94,7 @@ def test_what_was_served_trains_the_next_version(serve, export, run_copy, known,
     old = server.service.versions.current
     pipeline.run(config, run_copy, progress=Progress())
     new = server.admin.post("/admin/swap").json()["version"]
-    assert new != old.name
+    assert new != old.version.name
     state = Bundle.open(run_copy).state()
     assert state.users.row("new here")
     assert state.catalogue.directory.row("fresh")
