@@ -5,14 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from safetensors.numpy import load_file, save_file
 
 from adrec.data.checks import check_tables, require_valid
-from adrec.data.files import find_table
+from adrec.data.files import find_table, map_arrays
 from adrec.data.spool import spool
 from adrec.data.tables import open_tables
 from adrec.errors import DataError
@@ -162,3 +164,22 @@ fields:
         read.append(tables.impressions.frame().collect())
     assert_frame_equal(read[0], read[1], check_exact=True)
     assert_frame_equal(read[0], read[2], check_exact=True)
+
+
+def test_mapped_arrays_are_those_of_the_file(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(5), tmp_path / "arrays.safetensors"
+    arrays = {
+        "codes": rng.integers(-127, 127, (7, 3)).astype(np.int8),
+        "rows": rng.integers(0, 1 << 30, 5).astype(np.int32),
+        "scales": rng.random((7, 2), np.float32),
+        "times": np.array([1 << 60], np.int64),
+        "none": np.zeros((0, 4), np.float32),
+    }
+    save_file(arrays, path, metadata={"made by": "a test"})
+    found = map_arrays(path)
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    found["codes"][:] = 0  # stays here
+    np.testing.assert_array_equal(load_file(path)["codes"], arrays["codes"])

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from adrec.errors import DataError, Problem
 
@@ -16,6 +18,29 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 _BLOCK_BYTES = 1 << 19  # of a file at a time: it stays in the processor's cache
 _NEWLINE, _QUOTE, _ASCII = ord("\n"), ord('"'), 127
+
+
+_TYPES = {"I8": "<i1", "I32": "<i4", "I64": "<i8", "F32": "<f4", "F64": "<f8"}
+"""Of safetensors, as numpy calls them."""
+
+
+def map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Arrays of a safetensors file, left on disk: pages are read when they are touched, and are in
+    memory once for all processes. What is written into them stays with this process.
+
+    The format: the length of a JSON header in 8 bytes, the header, then the arrays' bytes
+    (https://huggingface.co/docs/safetensors).
+    """
+    whole = np.memmap(path, np.uint8, mode="c")
+    begin = 8 + int(whole[:8].view("<u8")[0])
+    header = json.loads(whole[8:begin].tobytes())
+    header.pop("__metadata__", None)
+    found = {}
+    for name, about in header.items():
+        start, end = about["data_offsets"]
+        flat = whole[begin + start : begin + end]
+        found[name] = np.asarray(flat.view(_TYPES[about["dtype"]]).reshape(about["shape"]))
+    return found
 
 
 @contextmanager

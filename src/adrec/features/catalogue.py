@@ -12,8 +12,9 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from adrec.data.files import map_arrays
 from adrec.features.directory import Directory
 from adrec.features.raw_column import RawColumn
 from adrec.features.transforms import Encoded, Features
@@ -118,6 +119,6 @@ def save_encoded(encoded: Encoded, path: Path) -> None:
 
 
 def load_encoded(path: Path) -> Encoded:
-    """Read what `save_encoded` wrote."""
-    arrays = load_file(path)
+    """Map what `save_encoded` wrote; the file must not change from then on."""
+    arrays = map_arrays(path)
     return Encoded(arrays["categorical"], arrays["dense"])

@@ -11,8 +11,9 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from adrec.data.files import map_arrays
 from adrec.features.batches import Fields
 from adrec.features.transforms import Encoded
 from adrec.models.ranker import Ranker
@@ -88,8 +89,8 @@ class AdRows:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        arrays = load_file(path)
+        """Map what `save` wrote; the file must not change from then on."""
+        arrays = map_arrays(path)
         ads = len(arrays["codes"])
         return cls(arrays["codes"], arrays["scales"], np.arange(ads, dtype=np.int32), ads)
 

@@ -37,7 +37,7 @@ class BatchingConfig(Strict):
 
     at_once: int = Field(default=2, ge=1, le=1024)
     """Batches that are answered at the same time: one for each core."""
-    most: int = Field(default=4, ge=1, le=1024)
+    most: int = Field(default=8, ge=1, le=1024)
     """Requests of a batch: larger ones take less time in all, and each request more."""
     gather_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
     """Longest that a thread waits for a batch to fill while others are busy."""
