@@ -245,7 +245,7 @@ class _Process:
             try:
                 self._connection.send(_Call(work, waited_for=False))
             except OSError:
-                self.lives = False
+                self._bury()
 
     def close(self) -> None:
         """Have it end once it has done what was sent."""

@@ -232,7 +232,10 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v2/health/ready", responses={503: _REFUSED}, tags=["health"])
     async def ready() -> dict[str, str]:
         """Whether requests are answered and events can be written."""
-        await run_in_threadpool(service.check_ready)
+        try:
+            await run_in_threadpool(service.check_ready)
+        except OverloadError as error:
+            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
         return {"status": "ready"}
 
     @app.get("/v2/models/adrec", tags=["health"])
