@@ -121,6 +121,13 @@ class TestErasure:
     def past(self, server):
         return any(server.http.get("/v1/users/17").json()["histories"].values())
 
+    def test_events_of_earlier_answers_are_no_longer_taken(self, server):
+        answer = server.recommend(user="17")
+        server.report(event(answer))
+        server.admin.delete("/admin/users/17")
+        rejected = server.report(event(answer, "click"))["rejected"]
+        assert "no answer has the request_id" in rejected[0]["reason"]
+
     def test_it_outlasts_swaps_and_restarts(self, serve, run_copy, second):
         server = serve(run_copy)
         assert self.past(server)

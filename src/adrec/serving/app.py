@@ -310,7 +310,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
     @app.delete("/admin/users/{user_id}")
     async def erase(user_id: Annotated[str, Path(max_length=512)]) -> dict[str, int]:
         """Erase a user from the state and from the log."""
-        return {"slates": await run_in_threadpool(service.versions.erase_user, user_id)}
+        return {"slates": await run_in_threadpool(service.erase_user, user_id)}
 
     return app
 

@@ -70,6 +70,14 @@ class Journal:
         rest = [key for key in request_ids if key not in found]
         return found | (self._log.slates(rest) if rest else {})
 
+    def forget(self, user_id: str) -> None:
+        """Remember a user's slates no longer: they are erased from the log."""
+        with self._lock:
+            theirs = [key for key, slate in self._recent.items() if slate.user_id == user_id]
+            for key in theirs:
+                del self._recent[key]
+            self._unwritten.difference_update(theirs)
+
     @property
     def waiting(self) -> int:
         """Appends that are not on disk yet, about."""

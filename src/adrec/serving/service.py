@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown, kinds
+from adrec.data.log_export import MS_PER_DAY
 from adrec.data.parsing import as_text
 from adrec.errors import ConfigError, EventLogError, OverloadError, RequestError
 from adrec.inference.backends import BackendName
@@ -35,7 +36,6 @@ _log = logging.getLogger(__name__)
 
 _ELSEWHERE = "elsewhere"
 """Version of slates that another server answered with."""
-_MS_PER_DAY = 86_400_000
 _READY_S = 2.0
 _PRUNE_S = 3_600.0
 _ON_ITS_WAY_S = 0.5
@@ -214,6 +214,13 @@ class Service:
         """What is known of a user now."""
         return self._ask(lambda current: current.user(user_id, self._clock()))
 
+    def erase_user(self, user_id: str) -> int:
+        """Erase a user from the state, the log, and every version to come that learned before;
+        returns how many slates there were."""
+        slates = self.versions.erase_user(user_id)
+        self.journal.forget(user_id)
+        return slates
+
     def about(self) -> dict[str, Any]:
         """The version that answers, and those that could."""
         current = self.current
@@ -256,7 +263,7 @@ class Service:
         """Delete what is older than the settings allow; returns how many slates."""
         if self.config.keep_days is None:
             return 0
-        return self._log.prune(self._clock() - self.config.keep_days * _MS_PER_DAY)
+        return self._log.prune(self._clock() - self.config.keep_days * MS_PER_DAY)
 
     def close(self) -> None:
         """Answer what waits, write what waits, and end."""

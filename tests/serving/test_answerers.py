@@ -1,0 +1,144 @@
+"""Answers from processes of their own: the same as from threads, whatever happens to a process."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serving.events import event
+from serving.test_versions import DAY_MS, publish_copy, swap
+
+PATIENCE_S = 60.0
+
+
+def processes():
+    return [one for one in multiprocessing.active_children() if one.name == "adrec-answers"]
+
+
+def until(holds):
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def of_each(server, path):
+    """What each process says: while one is asked it is not free."""
+    count, met = len(processes()), threading.Barrier(len(processes()))
+
+    def ask(_):
+        met.wait(PATIENCE_S)
+        return [server.http.get(path).json() for _ in range(10)]
+
+    with ThreadPoolExecutor(count) as pool:
+        return [found for part in pool.map(ask, range(count)) for found in part]
+
+
+@pytest.fixture
+def server(serve, run_copy):
+    server = serve(run_copy, answer_in="processes", batching={"at_once": 2})
+    assert len(processes()) == 2
+    yield server
+    server.service.close()
+    assert not processes()
+    server.service.close = lambda: None
+
+
+def test_answers_are_those_of_threads(serve, server, run_copy):
+    users = ["17", "23", "new here"]
+    found = [server.recommend(user=user, k=5, explain=True) for user in users]
+    server.service.close()
+    threads = serve(run_copy)
+    for user, answer in zip(users, found, strict=True):
+        other = threads.recommend(user=user, k=5, explain=True)
+        assert answer["seen"] == other["seen"]
+        assert [ad["ad_id"] for ad in answer["ads"]] == [ad["ad_id"] for ad in other["ads"]]
+        for mine, theirs in zip(answer["ads"], other["ads"], strict=True):
+            assert mine["scores"] == pytest.approx(theirs["scores"], rel=1e-4)
+
+
+def test_all_of_them_know_of_events_and_ads(server):
+    answer = server.recommend(user="new here")
+    server.report(event(answer), event(answer, "click"))
+    server.clock.now_ms += DAY_MS
+    for found in of_each(server, "/v1/users/new here"):
+        assert found["known"]
+        assert any(found["histories"].values())
+    ad = answer["ads"][0]["ad_id"]
+    server.http.delete(f"/v1/ads/{ad}")
+    assert {one["status"] for one in of_each(server, f"/v1/ads/{ad}")} == {"removed"}
+    server.admin.delete("/admin/users/new here")
+    assert not any(any(one["histories"].values()) for one in of_each(server, "/v1/users/new here"))
+
+
+def test_what_is_wrong_is_said_as_ever(server):
+    found = server.http.post("/v1/recommend", json={"user": "17", "context": {"colour": "red"}})
+    assert found.status_code == 422
+    assert "colour" in found.json()["detail"]
+    found = server.http.put("/v1/ads", json={"ads": [{"ad_id": "a", "colour": "red"}]})
+    assert found.status_code == 422
+    assert {one["detail"] for one in of_each(server, "/v1/ads/a")} == {"there is no ad 'a'"}
+    elsewhere = {"request_id": "r", "user": "17", "context": {"colour": "red"}}
+    odd = {"event_id": "e", "kind": "click", "ad_id": "1"} | elsewhere
+    assert "colour" in server.report(odd)["rejected"][0]["reason"]
+
+
+def test_no_request_fails_or_mixes_versions_in_swaps(server, run_copy):
+    names = {publish_copy(run_copy, "29990101T000000-second").name, server.service.current.name}
+    stop, found = threading.Event(), []
+
+    def ask():
+        while not stop.is_set():
+            answer = server.http.post("/v1/recommend", json={"user": "17", "k": 3})
+            found.append((answer.status_code, answer.json().get("version")))
+            if answer.status_code == 200:
+                server.report(event(answer.json()))
+
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(ask) for _ in range(3)]
+        for name in sorted(names, reverse=True):
+            assert swap(server, name).status_code == 200
+            assert len(processes()) == 2
+        stop.set()
+        for one in asking:
+            one.result()
+    assert {status for status, _ in found} == {200}
+    assert {version for _, version in found} <= names
+
+
+def test_a_version_that_cannot_be_loaded_changes_nothing(server, run_copy):
+    folder = publish_copy(run_copy, "29990101T000000-second")
+    (folder / "calibration.json").unlink()
+    found = swap(server, folder.name)
+    assert found.status_code == 409
+    assert "calibration.json" in found.json()["detail"]
+    assert len(processes()) == 2
+    server.recommend(user="17")
+
+
+def test_the_others_answer_for_one_that_was_killed(server):
+    answer = server.recommend(user="new here")
+    server.report(event(answer), event(answer, "click"))
+    os.kill(processes()[0].pid, signal.SIGKILL)
+    for _ in range(20):
+        server.recommend(user="17")
+    until(lambda: server.service.versions.current.whole and len(processes()) == 2)
+    server.clock.now_ms += DAY_MS
+    for found in of_each(server, "/v1/users/new here"):
+        assert any(found["histories"].values())
+
+
+def test_when_all_were_killed_it_says_so_and_recovers(server):
+    for process in processes():
+        os.kill(process.pid, signal.SIGKILL)
+    assert server.http.post("/v1/recommend", json={"user": "17"}).status_code == 429
+    assert server.http.get("/v2/health/ready").status_code == 503
+    answer = {"request_id": "r", "user": "17", "context": {}}
+    odd = {"event_id": "e", "kind": "click", "ad_id": "1"} | answer
+    assert server.http.post("/v1/events", json={"events": [odd]}).status_code == 429
+    until(lambda: server.http.get("/v2/health/ready").status_code == 200)
+    server.recommend(user="17")
