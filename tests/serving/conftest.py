@@ -12,16 +12,7 @@ from adrec.data.event_log import EventLog
 from adrec.serving.app import create_admin_app, create_app
 from adrec.serving.config import ServerConfig
 from adrec.serving.service import Service
-
-
-class Clock:
-    """A time that tests move; it begins a minute after the log's end."""
-
-    def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms
-
-    def __call__(self) -> int:
-        return self.now_ms
+from serving.clock import Clock
 
 
 class Server:

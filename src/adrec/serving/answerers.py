@@ -109,7 +109,7 @@ class Answerers:
     @property
     def whole(self) -> bool:
         """Whether all of them live."""
-        return all(process.lives for process in self._processes)
+        return all(process.look() for process in self._processes)
 
     def answer(self, asks: Sequence[Ask]) -> list[Found | Exception]:
         """See `Answering`."""
@@ -209,6 +209,12 @@ class _Process:
         self._calling, self._sending = threading.Lock(), threading.Lock()
         self.lives = True
 
+    def look(self) -> bool:
+        """Whether it lives, also if nothing has been asked of it for long."""
+        if self.lives and not self._process.is_alive():
+            self._bury()
+        return self.lives
+
     def wait_until_ready(self) -> _Ready:
         """What it says once it can answer.
 
@@ -289,13 +295,15 @@ def _answer(
     use_threads(1)
     log = EventLog(log_url)
     with contextlib.suppress(EOFError, OSError):  # the server is gone
+        gc.disable()  # what is loaded stays, and looking through it again and again takes long
         try:
             loaded = Loaded.load(folder, log, clock=clock, mapped=True, like=like)
         except Exception as error:
             connection.send(error)
             return
         gc.collect()
-        gc.freeze()  # looking through a million ads for garbage would hold up answers
+        gc.freeze()
+        gc.enable()
         connection.send(_Ready(loaded.version, loaded.told))
         while True:
             call: _Call = connection.recv()

@@ -23,7 +23,7 @@ from adrec.recommender import Recommender, Reported, Request
 _log = logging.getLogger(__name__)
 
 _REMEMBERED = 100_000  # requests whose outcomes are kept in memory
-_TABLE = 500  # slates told at a time as a table
+_TABLE = 5_000  # slates told at a time as a table
 _PART = 50  # events told at a time
 _EARLY_MS = 60_000  # by so much may times of requests be ahead of this clock
 
@@ -54,12 +54,11 @@ class Feed:
         self._heard_after_ms: float = math.inf  # of later requests every event came through here
 
     def begin(self, log: EventLog, now_ms: int) -> None:
-        """Tell a recommender that was just loaded what stands in a log: what is settled as a table,
-        which is many times faster and comes to the same, and the rest event by event."""
+        """Tell a recommender that was just loaded what stands in a log: as a table, which is many
+        times faster than event by event and comes to the same. What is reported later is added."""
         schema = under_own_names(self.recommender.state.schema)
-        settled_ms = now_ms - max(task.delay_ms for task in self._tasks)
         end = log.marks().last + 1
-        slates = log.shown(self._after_ms + 1, settled_ms, before=end)
+        slates = log.shown(self._after_ms + 1, now_ms + _EARLY_MS + 1, before=end)
         rest: list[tuple[Event, LoggedSlate]] = []
         while part := list(islice(slates, _TABLE)):
             rows: list[dict[str, Any]] = []
@@ -70,7 +69,6 @@ class Feed:
                     rows += rows_of(schema, slate, events)
             if rows:
                 self.recommender.observe_log(impression_frame(schema, rows))
-        rest += log.events(before=end, from_ms=max(settled_ms, self._after_ms + 1))
         rest.sort(key=lambda pair: pair[0].seq)
         for start in range(0, len(rest), _PART):
             self._tell_all(log, rest[start : start + _PART])
