@@ -63,6 +63,21 @@ class TestSwap:
         assert server.http.get("/v1/users/new here").json() == known
         assert server.recommend(user="new here")["ads"] == scores
 
+    def test_it_knows_what_is_not_settled_yet(self, server, second):
+        """What it is told as a table, and the rest live, comes to the same as all as a table."""
+        answer = server.recommend(user="new here")
+        server.report(event(answer), event(answer, "click"), event(answer, ad=1))
+        swap(server, second)
+        server.report(event(answer, "engagement"), event(answer, "click", ad=1))
+        server.clock.now_ms += DAY_MS
+        told = server.http.get("/v1/users/new here").json()
+        assert all(told["histories"].values())
+        seen = server.recommend(user="new here", explain=True)["seen"]
+        swap(server)
+        swap(server, second)
+        assert server.http.get("/v1/users/new here").json() == told
+        assert server.recommend(user="new here", explain=True)["seen"] == seen
+
     def test_and_ads_as_they_stand(self, server, second):
         first, other = (ad["ad_id"] for ad in server.recommend(user="17", k=2)["ads"])
         server.http.put(f"/v1/ads/{first}/status", json={"status": "paused"})

@@ -30,7 +30,7 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import BundleError
 from adrec.inference.backends import BackendName
-from adrec.inference.threads import use_threads
+from adrec.inference.threads import in_background, use_threads
 from adrec.recommender import Clock, Request
 from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
 from adrec.serving.logs import log_to_stderr
@@ -39,6 +39,7 @@ from adrec.serving.wire import AdInfo, UserOut
 T = TypeVar("T")
 
 _LEAVE_S = 10.0
+_NICENESS = 10  # of loading: those who answer meanwhile go first
 
 _log = logging.getLogger(__name__)
 
@@ -297,7 +298,9 @@ def _answer(
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         gc.disable()  # what is loaded stays, and looking through it again and again takes long
         try:
-            loaded = Loaded.load(folder, log, clock=clock, mapped=True, like=like)
+            load = partial(Loaded.load, folder, log, clock=clock, mapped=True, like=like)
+            loaded = in_background(load, niceness=_NICENESS)
+            loaded.warm()  # this thread, too
         except Exception as error:
             connection.send(error)
             return

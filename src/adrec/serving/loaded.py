@@ -156,10 +156,14 @@ class Loaded:
         loaded._feed.begin(log, clock())
         loaded.restore_ads(log.ad_changes(after=before.ads))  # what came while it was told
         loaded.forget(log.erased(after=before.erasures))
-        users: list[str | None] = [*recommender.state.users.ids[:_WARM_USERS], None]
-        for count in (1, len(users)):
-            recommender.recommend_batch([Request(user=user) for user in users[:count]])
+        loaded.warm()
         return loaded
+
+    def warm(self) -> None:
+        """Answer a few requests, so that the next ones take no longer than any."""
+        users: list[str | None] = [*self.recommender.state.users.ids[:_WARM_USERS], None]
+        for count in (1, len(users)):
+            self.recommender.recommend_batch([Request(user=user) for user in users[:count]])
 
     def answer(self, asks: Sequence[Ask]) -> list[Found | Exception]:
         """See `Answering`."""
