@@ -148,6 +148,7 @@ def swapping(
             quantiles = np.percentile(took[ok & part], [50.0, 99.0, 99.9])
             figures = dict(zip(("p50_ms", "p99_ms", "p999_ms"), quantiles.tolist(), strict=True))
             figures["answered"] = float((ok & part).sum())
+            figures["refused"] = float((np.array(found.status)[part] == 429).sum())
             rows += shown(f"half of saturation, {where}", figures, tuple(figures))
     took_s = float(np.median([end - start for start, end in spans]))
     versions = len(set(found.version) - {""})
@@ -233,13 +234,18 @@ class Server:
         self._ask(f"{self.admin}/admin/swap?version={version}", method="POST")
 
     def memory_mb(self) -> float:
-        """Resident memory of the process."""
-        text = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
-        return int(re.findall(r"Rss: +(\d+)", text)[0]) / 1e3
+        """Resident memory of its processes; what they share counts once."""
+        texts = [(folder / "smaps_rollup").read_text() for folder in self._folders()]
+        return sum(int(re.findall(r"Pss: +(\d+)", text)[0]) for text in texts) / 1e3
 
     def open_files(self) -> int:
-        """Descriptors of the process."""
-        return len(list(Path(f"/proc/{self._process.pid}/fd").iterdir()))
+        """Descriptors of its processes."""
+        return sum(len(list((folder / "fd").iterdir())) for folder in self._folders())
+
+    def _folders(self) -> list[Path]:
+        pid = str(self._process.pid)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [Path("/proc") / one for one in (pid, *children)]
 
     def stop(self) -> None:
         """End it as an operator does."""
