@@ -243,9 +243,9 @@ class Server:
         return sum(len(list((folder / "fd").iterdir())) for folder in self._folders())
 
     def _folders(self) -> list[Path]:
-        pid = str(self._process.pid)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [Path("/proc") / one for one in (pid, *children)]
+        main = Path(f"/proc/{self._process.pid}")
+        started = [path.read_text().split() for path in main.glob("task/*/children")]
+        return [main, *(main.with_name(pid) for some in started for pid in some)]
 
     def stop(self) -> None:
         """End it as an operator does."""
