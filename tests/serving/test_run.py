@@ -11,6 +11,7 @@ import time
 
 import httpx2
 import pytest
+import uvloop
 
 from adrec.data.event_log import EventLog
 from adrec.errors import ConfigError
@@ -72,6 +73,28 @@ def test_a_port_that_is_taken_is_told():
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen at 127.0.0.1, port {port}"):
             listen("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_answers_do_not_wait_for_the_clients_acknowledgement(loop_factory):
+    """A connection that is taken sends small pieces at once, whichever event loop took it."""
+
+    async def at_once():
+        found = asyncio.get_running_loop().create_future()
+
+        def taken(_, writer):
+            taken_by = writer.get_extra_info("socket")
+            found.set_result(taken_by.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        server = await asyncio.start_server(taken, sock=listen("127.0.0.1", 0))
+        async with server:
+            _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.close()
+            return await found
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(at_once()) != 0
 
 
 def test_a_request_that_stalls_does_not_keep_it_from_ending(run_copy):
