@@ -1,8 +1,6 @@
 """HTTP: the requests' application and the admin's.
 
-Handlers translate; what is done stands in `service.py`. Errors become status codes: 422 for what
-cannot be answered as it was asked, 429 for what cannot be answered in time, 503 for events that
-cannot be written, and 413 for bodies that are too large.
+Handlers translate: what is done stands in `service.py`, what becomes of errors in `statuses.py`.
 """
 
 import asyncio
@@ -16,18 +14,18 @@ from importlib.resources import files
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 
 from adrec.data.log_entries import Event
-from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
+from adrec.errors import BundleError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.guard import Guard
 from adrec.serving.metrics import Metrics
 from adrec.serving.openrtb import BidRequest, BidResponse, billed
 from adrec.serving.service import Outcomes, Service
+from adrec.serving.statuses import handle_errors
 from adrec.serving.wire import (
     AdInfo,
     AdsIn,
@@ -55,7 +53,6 @@ _CONSOLE_HEADERS = {
     "style-src 'unsafe-inline'; connect-src 'self'",
     "cache-control": "no-store",
 }
-_TOLD = 10  # problems of a body, at most
 
 
 def create_app(service: Service) -> FastAPI:
@@ -78,7 +75,7 @@ def create_app(service: Service) -> FastAPI:
         most_bytes=service.config.limits.body_bytes,
         log_requests=service.config.log_requests,
     )
-    _handle_errors(app, metrics)
+    handle_errors(app, metrics)
     events_only = [Depends(_bearer(service.config.events_token))]
 
     @app.post(
@@ -271,7 +268,7 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
         dependencies=[Depends(_bearer(service.config.admin_token))],
         responses={401: _REFUSED, 409: _REFUSED},
     )
-    _handle_errors(app, metrics)
+    handle_errors(app, metrics)
 
     async def change(work: Callable[[], Any]) -> dict[str, Any]:
         try:
@@ -313,36 +310,6 @@ def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
         return {"slates": await run_in_threadpool(service.erase_user, user_id)}
 
     return app
-
-
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    statuses: dict[type[AdRecError], int] = {
-        AskedWrongError: 422,
-        DataError: 422,
-        OverloadError: 429,
-        EventLogError: 503,
-        BundleError: 409,
-    }
-
-    async def handle(request: Request, error: Exception) -> Response:
-        status = next(code for kind, code in statuses.items() if isinstance(error, kind))
-        headers = {"Retry-After": "1"} if status in (429, 503) else {}
-        if status == 429:
-            metrics.refused.inc()
-        return JSONResponse({"detail": str(error)}, status, headers)
-
-    async def handle_invalid(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        problems = [  # without the values: they may be long, or no JSON
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
-        ]
-        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-        status = 400 if request.url.path.startswith("/openrtb2/") else 422
-        return JSONResponse({"detail": "; ".join(problems[:_TOLD]) + more}, status)
-
-    for kind in statuses:
-        app.add_exception_handler(kind, handle)
-    app.add_exception_handler(RequestValidationError, handle_invalid)
 
 
 def _bearer(token: SecretStr | None) -> Callable[[Request], Awaitable[None]]:
