@@ -243,7 +243,7 @@ class TestPreranking:
     ) -> None:
         query, candidates, rows = asked(tiny_dataset, 2, 50)
         pool = pool_of(ranker, query, candidates, ad_rows, rows)
-        codes, scales = map(torch.from_numpy, pool.stored())
+        codes, scales = map(torch.from_numpy, pool.stored_cross())
         graph, summary = PrerankGraph(ranker, preranker), ranker.prefix(query).summary_BD
         expected = graph(summary, codes, scales, pool.together_BNX).numpy()
         found = backends[name].open(query).prerank(pool)

@@ -80,6 +80,11 @@ class Pool:
         assert self.rows is not None
         return self.rows.take(self.row_BN)
 
+    def stored_cross(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Codes [B, N, D] and scales [B, N] of the half that the cross stream reads."""
+        assert self.rows is not None
+        return self.rows.take_cross(self.row_BN)
+
 
 class Opened(Protocol):
     """B requests, encoded. Scores are a probability or expected value of each task, [B, N, K]."""
@@ -140,7 +145,7 @@ class _OpenedOnTorch:
     @torch.inference_mode()
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         assert self._preranking is not None
-        codes, scales = (torch.from_numpy(array) for array in pool.stored())
+        codes, scales = (torch.from_numpy(array) for array in pool.stored_cross())
         guessed: NDArray[np.float32] = self._preranking(
             self._prefix.summary_BD, codes, scales, pool.together_BNX
         ).numpy()

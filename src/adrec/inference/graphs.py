@@ -177,7 +177,8 @@ class CandidateGraph(nn.Module):
 
 
 class PrerankGraph(nn.Module):
-    """What the prefix and `AdRows` say of candidates, to the preranker's guesses [B, N, K]."""
+    """What the prefix and the cross half of `AdRows` say of candidates, to the preranker's guesses
+    [B, N, K]."""
 
     def __init__(self, ranker: Ranker, preranker: Preranker) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class PrerankGraph(nn.Module):
         self, summary: Tensor, ad_codes: Tensor, ad_scales: Tensor, together: Tensor
     ) -> Tensor:
         """Guess."""
-        cross = ad_codes.chunk(2, dim=-1)[1].float() * ad_scales[..., 1:]
+        cross = ad_codes.float() * ad_scales[..., None]
         crossed = self.ranker.crossed(summary, cross, self.ranker.scores(together))
         guessed: Tensor = self.preranker(crossed)
         return guessed

@@ -2,7 +2,8 @@
 
 In the last case every linear layer's weight is kept as int8 with one scale an output; OpenVINO then
 rounds groups of activations to 8 bits on the fly, where the processor multiplies those faster. The
-prefix is float32 in any case: it is a small part of the work, and exact scores need it too.
+prefix is float32 in any case: it is a small part of the work, and exact scores need it too. The
+preranker is bf16 beside these two, and float32 beside float32.
 """
 
 import threading
@@ -56,10 +57,8 @@ class OpenVinoBackend:
 
     engine: Engine = "openvino"
 
-    def __init__(
-        self, ranker: Ranker, precision: Precision, graphs: "Graphs", coarse: "Compiled | None"
-    ) -> None:
-        self._ranker, self._graphs, self._coarse = ranker, graphs, coarse
+    def __init__(self, ranker: Ranker, precision: Precision, graphs: "Graphs") -> None:
+        self._ranker, self._graphs = ranker, graphs
         self.precision: Precision = precision
 
     @classmethod
@@ -79,56 +78,53 @@ class OpenVinoBackend:
             precisions: wanted.
             threads: that work on one call.
         """
-        shared = Graphs(
-            prefix=Compiled(graphs / PREFIX, "float32", threads),
-            exact=Compiled(graphs / CANDIDATES, "float32", threads),
-            prerank=Compiled(graphs / PRERANK, "bf16", threads, codes=_PRERANK_CODES)
-            if (graphs / PRERANK).exists()
-            else None,
-        )
-        return [
-            cls(
-                ranker,
-                precision,
-                shared,
-                None
-                if precision == "float32"
-                else Compiled(graphs / CANDIDATES, precision, threads, codes=_AD_CODES),
-            )
-            for precision in precisions
-        ]
+        prefix = Compiled(graphs / PREFIX, "float32", threads)
+        exact = Compiled(graphs / CANDIDATES, "float32", threads)
+
+        @cache
+        def prerank(precision: Precision) -> Compiled | None:
+            if not (graphs / PRERANK).exists():
+                return None
+            return Compiled(graphs / PRERANK, precision, threads, codes=_PRERANK_CODES)
+
+        def of(precision: Precision) -> Graphs:
+            if precision == "float32":
+                return Graphs(prefix, exact, prerank("float32"), coarse=None)
+            coarse = Compiled(graphs / CANDIDATES, precision, threads, codes=_AD_CODES)
+            return Graphs(prefix, exact, prerank("bf16"), coarse)
+
+        return [cls(ranker, precision, of(precision)) for precision in precisions]
 
     def open(self, query: Query) -> Opened:
         """See `Backend`."""
-        return _OpenedOnOpenVino(self._ranker, query, self._graphs, self._coarse)
+        return _OpenedOnOpenVino(self._ranker, query, self._graphs)
 
 
 class Graphs(NamedTuple):
-    """What precisions have in common. prerank: None without a preranker."""
+    """Of one precision. prerank: None without a preranker; coarse: None if it is float32."""
 
     prefix: "Compiled"
     exact: "Compiled"
     prerank: "Compiled | None"
+    coarse: "Compiled | None"
 
 
 class _OpenedOnOpenVino:
     @torch.inference_mode()
-    def __init__(
-        self, ranker: Ranker, query: Query, graphs: Graphs, coarse: "Compiled | None"
-    ) -> None:
-        self._ranker, self._graphs, self._coarse = ranker, graphs, coarse
+    def __init__(self, ranker: Ranker, query: Query, graphs: Graphs) -> None:
+        self._ranker, self._graphs = ranker, graphs
         self._prefix = PrefixOutputs(*graphs.prefix(*PrefixInputs.of(ranker, query)))
 
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         assert self._graphs.prerank is not None
         summary, together = self._prefix.summary, pool.together_BNX.numpy()
-        return self._graphs.prerank(summary, *pool.stored(), together)[0]
+        return self._graphs.prerank(summary, *pool.stored_cross(), together)[0]
 
     @torch.inference_mode()
     def score(self, pool: Pool) -> NDArray[np.float32]:
-        if self._coarse is None:
+        if self._graphs.coarse is None:
             return self.score_exactly(pool)
-        return self._coarse(*self._prefix, *self._inputs(pool, pool.stored()))[0]
+        return self._graphs.coarse(*self._prefix, *self._inputs(pool, pool.stored()))[0]
 
     @torch.inference_mode()
     def score_exactly(self, pool: Pool) -> NDArray[np.float32]:
@@ -236,7 +232,8 @@ def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, fo
         return
     _, candidates = graph_inputs(ranker, example.query, example.candidates)
     _, _, _, summary, codes, scales, together, _ = candidates
-    inputs = summary, codes, scales, together
+    cross = codes.chunk(2, dim=-1)[1].contiguous()
+    inputs = summary, cross, scales[..., 1].contiguous(), together
     _convert(PrerankGraph(ranker, preranker), inputs, PRERANK_FREE, folder / PRERANK)
 
 

@@ -74,6 +74,11 @@ class AdRows:
         slots = self._slot_A[rows]
         return self._codes_SP[slots], self._scales_S2[slots]
 
+    def take_cross(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The half that the cross stream reads: codes [..., D] and scales [...]."""
+        slots, width = self._slot_A[rows], self._codes_SP.shape[1] // 2
+        return self._codes_SP[:, width:][slots], self._scales_S2[:, 1][slots]
+
     def __len__(self) -> int:
         return len(self._slot_A)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from adrec.models.layers import StandardScore
 
 _HIDDEN = 64
-_EPOCHS, _LEAST_STEPS, _ROWS, _RATE, _DECAY = 6, 300, 2048, 3e-3, 0.01
-_STEEP, _FADE = 16.0, 30.0  # the first of a list weighs 17 times as much as the last
+_EPOCHS, _LEAST_STEPS, _ROWS, _RATE, _DECAY = 20, 300, 2048, 3e-3, 0.01
+_STEEP, _FADE = 16.0, 60.0  # the first of a list weighs 17 times as much as the last
 _LEAST = 1e-6
 
 
