@@ -185,6 +185,18 @@ class TestGroupCommit:
         assert [one.seq for one in added] == [1]
         group.close()
 
+    def test_what_nobody_waits_for_goes_with_what_is_urgent_or_by_itself(self, log):
+        told = []
+        group = GroupCommit(log, on_commit=lambda slates, events: told.append((slates, events)))
+        group.append([slate(1)], [], urgent=False).result(timeout=10)
+        early = group.append([slate(2)], [], urgent=False)
+        added = group.append([slate(2)], [event(1, request=2)]).result(timeout=10)
+        assert early.result(timeout=0) == []
+        assert told == [([slate(1)], []), ([slate(2)], added)]
+        group.append([slate(3)], [], urgent=False)
+        group.close()
+        assert log.slates(["r1", "r2", "r3"]).keys() == {"r1", "r2", "r3"}
+
     @pytest.mark.parametrize("log", ["sqlite"], indirect=True)
     def test_those_who_wait_hear_of_a_failure(self, log, tmp_path):
         log.append([slate(1)], [])

@@ -63,8 +63,9 @@ class EventLog:
         """
         try:
             self._url = sa.make_url(url)
-            timeouts = _TIMEOUTS if self._url.drivername.startswith("postgresql") else {}
-            self._engine = sa.create_engine(self._url, pool_pre_ping=True, connect_args=timeouts)
+            far = self._url.drivername.startswith("postgresql")
+            timeouts = _TIMEOUTS if far else {}
+            self._engine = sa.create_engine(self._url, pool_pre_ping=far, connect_args=timeouts)
             if self._url.drivername.startswith("sqlite"):
                 sa.event.listen(self._engine, "connect", _make_durable)
             with self._translated():

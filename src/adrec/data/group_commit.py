@@ -1,8 +1,10 @@
 """Group commit: what many threads append to an event log at the same time, in one transaction, so
-that a sync to disk serves all of them."""
+that a sync to disk serves all of them. What nobody waits for stays a moment for company."""
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import Event, LoggedSlate
 from adrec.errors import EventLogError
+
+_LINGER_S = 0.05
 
 
 class GroupCommit:
@@ -41,10 +45,15 @@ class GroupCommit:
         self._thread.start()
 
     def append(
-        self, slates: Sequence[LoggedSlate], events: Sequence[Event]
+        self, slates: Sequence[LoggedSlate], events: Sequence[Event], *, urgent: bool = True
     ) -> "Future[list[Event]]":
-        """As `EventLog.append`; the future is done when all is on disk, or was refused."""
-        entry = _Append(tuple(slates), tuple(events), Future())
+        """As `EventLog.append`; the future is done when all is on disk, or was refused.
+
+        Args:
+            slates, events: what to write.
+            urgent: whether somebody waits; if not, it may be written some 50 ms later.
+        """
+        entry = _Append(tuple(slates), tuple(events), urgent, Future())
         try:
             self._waiting.put_nowait(entry)
         except queue.Full:
@@ -65,20 +74,28 @@ class GroupCommit:
 
     def _write(self) -> None:
         while True:
-            entries = [self._waiting.get()]
-            while True:
-                try:
-                    entries.append(self._waiting.get_nowait())
-                except queue.Empty:
-                    break
+            entries = self._gather()
             self._commit([entry for entry in entries if entry is not None])
             if None in entries:
                 return
 
+    def _gather(self) -> "list[_Append | None]":
+        """All that waits, as soon as something of it is urgent; None among them is the end."""
+        entries: list[_Append | None] = []
+        entry = self._waiting.get()
+        until = time.monotonic() + _LINGER_S
+        with contextlib.suppress(queue.Empty):
+            while True:
+                entries.append(entry)
+                if entry is None or entry.urgent:
+                    until = 0.0
+                entry = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+        return entries
+
     def _commit(self, entries: "Sequence[_Append]") -> None:
         if not entries:
             return
-        slates = [slate for entry in entries for slate in entry.slates]
+        slates = list({s.request_id: s for entry in entries for s in entry.slates}.values())
         events = [event for entry in entries for event in entry.events]
         try:
             new = self.log.append(slates, events)
@@ -97,4 +114,5 @@ class GroupCommit:
 class _Append:
     slates: tuple[LoggedSlate, ...]
     events: tuple[Event, ...]
+    urgent: bool
     done: "Future[list[Event]]"

@@ -4,9 +4,10 @@ A few threads answer. An idle one takes what waits at once, so a lone request wa
 while all are busy requests gather, and the next free thread takes up to `most` of them. Under load
 it may wait up to `gather_ms` for a batch to fill.
 
-Each request has a deadline. From how long answers have been taking it is told on arrival whether
-the deadline can be met; if not, it is refused at once, as a queue that grows helps nobody. Of those
-that were let in, one whose deadline has passed by its turn is refused then.
+Each request has a deadline. From how long batches have been taking, and from how far such guesses
+were off, it is told on arrival whether the deadline can be met; if not, it is refused at once, as a
+queue that grows helps nobody. Of those that were let in, one whose deadline has passed by its turn
+is refused then.
 """
 
 import threading
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -28,8 +29,8 @@ AnswerT = TypeVar("AnswerT")
 Answer = Callable[[Sequence[AskT]], Sequence[AnswerT | Exception]]
 """Answers a batch: for each request its answer, or why there is none."""
 
-_MEMORY = 0.05  # weight of the newest batch in how long one takes
-_MARGIN = 1.1  # how much longer it may take than it took on average
+_MEMORY = 0.05  # weight of the newest in what is learned
+_DEVIATIONS = 2.0  # by so many may an answer be later than on average
 
 
 class BatchingConfig(Strict):
@@ -48,9 +49,34 @@ class BatchingConfig(Strict):
 @dataclass(frozen=True)
 class _Waiting(Generic[AskT, AnswerT]):
     ask: AskT
-    deadline: float
+    begun: float
     """On the batcher's clock."""
+    deadline: float
+    expected_s: float | None
+    """What it was expected to take; None before the first batch."""
     answer: "Future[AnswerT]"
+
+
+class _Batch(NamedTuple):
+    begun: float
+    size: int
+
+
+class _Lateness:
+    """By how much answers take longer than expected, at most: the mean and some mean deviations, as
+    TCP judges its timeouts (Jacobson 1988)."""
+
+    def __init__(self) -> None:
+        self._mean_s = self._deviation_s = 0.0
+
+    def learn(self, late_s: float) -> None:
+        off_s = late_s - self._mean_s
+        self._mean_s += _MEMORY * off_s
+        self._deviation_s += _MEMORY * (abs(off_s) - self._deviation_s)
+
+    @property
+    def most_s(self) -> float:
+        return max(0.0, self._mean_s + _DEVIATIONS * self._deviation_s)
 
 
 class Batcher(Generic[AskT, AnswerT]):
@@ -75,9 +101,10 @@ class Batcher(Generic[AskT, AnswerT]):
         self._answer, self._config, self._clock = answer, config, clock
         self._waiting: deque[_Waiting[AskT, AnswerT]] = deque()
         self._changed = threading.Condition()
-        self._begun: dict[int, float] = {}  # when each thread that is at work began
+        self._at_work: dict[int, _Batch] = {}  # what each thread answers
         self._closed = False
-        self._batch_s = 0.0  # how long one took on average; 0 before the first
+        self._each_s: float | None = None  # what a request adds to a batch; None before the first
+        self._lateness = _Lateness()
         self._threads = [
             threading.Thread(target=self._work, args=(begin_thread,), name=f"answer-{i}")
             for i in range(config.at_once)
@@ -98,19 +125,23 @@ class Batcher(Generic[AskT, AnswerT]):
         Raises:
             OverloadError: the deadline cannot be met, or too many wait.
         """
-        entry: _Waiting[AskT, AnswerT] = _Waiting(ask, self._clock() + timeout_s, Future())
+        now, answer = self._clock(), Future[AnswerT]()
         with self._changed:
             if self._closed:
                 raise OverloadError("the server is about to stop")
-            expected_s = self._expected_s()
-            if expected_s > timeout_s or len(self._waiting) >= self._config.most_waiting:
-                raise OverloadError(
-                    f"{len(self._waiting)} requests wait: an answer would take about "
-                    f"{expected_s * 1000:.0f} ms of the {timeout_s * 1000:.0f} allowed"
-                )
-            self._waiting.append(entry)
+            expected_s = self._expected_s(now)
+            if (
+                not self._idle
+            ):  # one that comes then is let in, so that how long it takes is learned
+                most_s = (expected_s or 0.0) + self._lateness.most_s
+                if most_s > timeout_s or len(self._waiting) >= self._config.most_waiting:
+                    raise OverloadError(
+                        f"{len(self._waiting)} requests wait: an answer may take "
+                        f"{most_s * 1000:.0f} ms of the {timeout_s * 1000:.0f} allowed"
+                    )
+            self._waiting.append(_Waiting(ask, now, now + timeout_s, expected_s, answer))
             self._changed.notify()
-        return entry.answer
+        return answer
 
     @property
     def waiting(self) -> int:
@@ -125,16 +156,22 @@ class Batcher(Generic[AskT, AnswerT]):
         for thread in self._threads:
             thread.join()
 
-    def _expected_s(self) -> float:
-        """About how long a request that comes now waits and is answered."""
-        threads = self._config.at_once
-        if len(self._begun) < threads and not self._waiting:
-            return 0.0  # it is never refused, so that how long one takes is learned anew
-        now = self._clock()
-        left = [max(0.0, self._batch_s - (now - begun)) for begun in self._begun.values()]
+    @property
+    def _idle(self) -> bool:
+        return len(self._at_work) < self._config.at_once and not self._waiting
+
+    def _expected_s(self, now: float) -> float | None:
+        """About how long a request that comes now waits and is answered, if that is known."""
+        if self._each_s is None:
+            return None
+        threads, most = self._config.at_once, self._config.most
+        left = [
+            max(0.0, batch.begun + self._each_s * _parts(batch.size) - now)
+            for batch in self._at_work.values()
+        ]
         free_s = min(left) if len(left) == threads else 0.0
-        ahead_s = len(self._waiting) // self._config.most * self._batch_s / threads
-        return _MARGIN * (free_s + ahead_s + self._batch_s)
+        full, with_it = divmod(len(self._waiting), most)
+        return free_s + self._each_s * (full * _parts(most) / threads + _parts(with_it + 1))
 
     def _work(self, begin_thread: Callable[[], None]) -> None:
         begin_thread()
@@ -146,9 +183,9 @@ class Batcher(Generic[AskT, AnswerT]):
             in_time = [entry for entry in batch if self._may_go_on(entry, begun)]
             if in_time:
                 self._answer_all(in_time)
-                self._learn(self._clock() - begun)
+                self._learn(in_time, begun)
             with self._changed:
-                del self._begun[threading.get_ident()]
+                del self._at_work[threading.get_ident()]
 
     def _take(self) -> list[_Waiting[AskT, AnswerT]]:
         """The next batch, as soon as there is one; empty at the end."""
@@ -158,7 +195,7 @@ class Batcher(Generic[AskT, AnswerT]):
                 if self._closed:
                     return []
                 self._changed.wait()
-            if self._begun and self._config.gather_ms:
+            if self._at_work and self._config.gather_ms:
                 until = self._clock() + self._config.gather_ms / 1000.0
                 while len(self._waiting) < most and not self._closed:
                     left = until - self._clock()
@@ -166,8 +203,8 @@ class Batcher(Generic[AskT, AnswerT]):
                         break
                 if not self._waiting:  # another thread took them
                     return self._take()
-            self._begun[threading.get_ident()] = self._clock()
             count = min(most, len(self._waiting))
+            self._at_work[threading.get_ident()] = _Batch(self._clock(), count)
             return [self._waiting.popleft() for _ in range(count)]
 
     def _may_go_on(self, entry: _Waiting[AskT, AnswerT], now: float) -> bool:
@@ -187,7 +224,19 @@ class Batcher(Generic[AskT, AnswerT]):
             else:
                 entry.answer.set_result(answer)
 
-    def _learn(self, took_s: float) -> None:
+    def _learn(self, batch: Sequence[_Waiting[AskT, AnswerT]], begun: float) -> None:
+        now = self._clock()
+        each_s = (now - begun) / _parts(len(batch))
         with self._changed:
-            weight = _MEMORY if self._batch_s else 1.0
-            self._batch_s += weight * (took_s - self._batch_s)
+            if self._each_s is None:
+                self._each_s = each_s
+            self._each_s += _MEMORY * (each_s - self._each_s)
+            for entry in batch:
+                if entry.expected_s is not None:
+                    self._lateness.learn(now - entry.begun - entry.expected_s)
+
+
+def _parts(size: int) -> int:
+    """How long a batch takes, measured in what one more request adds to it: about as much as there
+    are requests, and as much again for reading the models' weights and for Python."""
+    return size + 1

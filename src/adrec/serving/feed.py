@@ -8,6 +8,7 @@ that it was trained on; the feed tells it the rest, to the same end as if it had
 
 import logging
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
@@ -22,7 +23,7 @@ from adrec.recommender import Recommender, Reported, Request
 
 _log = logging.getLogger(__name__)
 
-_REMEMBERED = 100_000  # requests whose outcomes are kept in memory
+_REMEMBERED = 30_000  # requests whose outcomes are kept in memory
 _TABLE = 5_000  # slates told at a time as a table
 _PART = 50  # events told at a time
 _EARLY_MS = 60_000  # by so much may times of requests be ahead of this clock
@@ -32,7 +33,7 @@ class _Heard(NamedTuple):
     """What was told of one request: when it came, and the outcomes of its ads."""
 
     at_ms: int
-    outcomes: dict[str, list[float]]
+    outcomes: dict[str, tuple[float, ...]]
 
 
 class Feed:
@@ -50,8 +51,9 @@ class Feed:
         """Place in the log up to which it was told all."""
         self._after_ms = log_end_ms
         self._tasks = recommender.state.schema.tasks
+        self._nothing = (0.0,) * len(self._tasks)
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
-        self._heard_after_ms: float = math.inf  # of later requests every event came through here
+        self._heard_after_ms = -math.inf  # of later requests every event came through here
 
     def begin(self, log: EventLog, now_ms: int) -> None:
         """Tell a recommender that was just loaded what stands in a log: as a table, which is many
@@ -67,6 +69,8 @@ class Feed:
                     rest += [(event, slate) for event in events]  # they stand in no table
                 else:
                     rows += rows_of(schema, slate, events)
+                    for event in events:
+                        self._note(event, slate.at_ms)
             if rows:
                 self.recommender.observe_log(impression_frame(schema, rows))
         rest.sort(key=lambda pair: pair[0].seq)
@@ -74,7 +78,6 @@ class Feed:
             self._tell_all(log, rest[start : start + _PART])
         self.told = end - 1
         self.catch_up(log)
-        self._heard_after_ms = now_ms + _EARLY_MS
 
     def catch_up(self, log: EventLog) -> None:
         """Tell all that stands in a log and was not told yet."""
@@ -125,7 +128,7 @@ class Feed:
         except RequestError as error:  # it was logged under another schema
             _log.warning("events of request %s are left out: %s", slate.request_id, error)
 
-    def _note(self, event: Event, at_ms: int) -> tuple[list[float] | None, list[float]]:
+    def _note(self, event: Event, at_ms: int) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
         """Outcomes of an impression before an event and after it."""
         heard = self._heard.setdefault(event.request_id, _Heard(at_ms, {}))
         self._heard.move_to_end(event.request_id)
@@ -133,8 +136,10 @@ class Feed:
             _, forgotten = self._heard.popitem(last=False)
             self._heard_after_ms = max(self._heard_after_ms, forgotten.at_ms)
         before = heard.outcomes.get(event.ad_id)
-        after = with_event(before or [0.0] * len(self._tasks), event, self._tasks)
-        heard.outcomes[event.ad_id] = after
+        after = tuple(with_event(before or self._nothing, event, self._tasks))
+        if after == self._nothing:
+            after = self._nothing
+        heard.outcomes[sys.intern(event.ad_id)] = after  # many are kept: those alike are the same
         return before, after
 
 

@@ -6,6 +6,7 @@ written to the log, and the process ends.
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -60,6 +61,8 @@ def run(service: Service, listeners: list[socket.socket], *, ready: Callable[[],
         ready: called once requests are answered.
     """
     sys.setswitchinterval(_SWITCH_S)
+    gc.collect()
+    gc.freeze()  # looking through all that is loaded, again and again, holds up requests
     config = service.config
     app = create_app(service)
     apps = [app, create_admin_app(service, app.state.metrics)]
@@ -69,6 +72,7 @@ def run(service: Service, listeners: list[socket.socket], *, ready: Callable[[],
                 one,
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=round(config.drain_s),
                 lifespan="off",
             )
