@@ -69,6 +69,8 @@ class History:
 
     def __post_init__(self) -> None:
         self.ads_UL, self.times_ms_UL, self.outcomes_UL = Items.none(1, self.length)
+        all_bits = np.arange(256).astype(np.uint8)
+        self._known_first = known_first(all_bits, self.outcome_delays_ms).tolist()
 
     def start(
         self, user: int, ads: NDArray[np.int32], times_ms: NDArray[np.int64], bits: int = 0
@@ -90,7 +92,7 @@ class History:
     def observe(self, user: int, ad: int, time_ms: int, bits: int = 0) -> None:
         """Take in one impression that joins; it is history once its delay is over."""
         if user:
-            order = int(known_first(np.array(bits, np.uint8), self.outcome_delays_ms))
+            order = self._known_first[bits]
             entry = (time_ms + self.delay_ms, user, time_ms, ad, order, bits)
             heapq.heappush(self.pending, entry)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,8 +191,9 @@ class Answerers:
                 process.call(work)
 
     def _tell_all(self, work: Callable[[Loaded], object]) -> None:
+        message = ForkingPickler.dumps(_Call(work, waited_for=False))
         for process in self._processes:
-            process.tell(work)
+            process.tell(message)
 
 
 class _Process:
@@ -246,11 +248,11 @@ class _Process:
         done: T = _result(found)
         return done
 
-    def tell(self, work: Callable[[Loaded], object]) -> None:
-        """Have something done some time before what is sent next."""
+    def tell(self, message: memoryview) -> None:
+        """Have something done, a pickled `_Call`, some time before what is sent next."""
         with self._sending:
             try:
-                self._connection.send(_Call(work, waited_for=False))
+                self._connection.send_bytes(message)
             except OSError:
                 self._bury()
 
