@@ -130,9 +130,7 @@ class Batcher(Generic[AskT, AnswerT]):
             if self._closed:
                 raise OverloadError("the server is about to stop")
             expected_s = self._expected_s(now)
-            if (
-                not self._idle
-            ):  # one that comes then is let in, so that how long it takes is learned
+            if not self._idle:  # else it is let in, so that how long one takes is learned
                 most_s = (expected_s or 0.0) + self._lateness.most_s
                 if most_s > timeout_s or len(self._waiting) >= self._config.most_waiting:
                     raise OverloadError(
