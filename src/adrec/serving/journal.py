@@ -4,7 +4,6 @@ Answers are written without waiting; events are acknowledged when they, and the 
 belong to, are on disk: an answer that could not be written goes with its first event.
 """
 
-import pickle
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -14,25 +13,22 @@ from typing import NamedTuple
 
 from adrec.data.event_log import EventLog
 from adrec.data.group_commit import GroupCommit
-from adrec.data.log_entries import Event, LoggedSlate
+from adrec.data.log_entries import Event, LoggedSlate, slate_of, slate_row
 
 _REMEMBERED = 30_000  # newest slates, found without asking the log
 
 
 class _Kept(NamedTuple):
-    """A slate as bytes: a tenth of the memory, and nothing in it for the garbage collector, whose
-    rounds would else hold up all requests."""
+    """A slate as `slate_row` has it: a fraction of the memory, and few objects for the garbage
+    collector, whose rounds would else hold up all requests."""
 
+    request_id: str
+    at_ms: int
     user_id: str | None
-    slate: bytes
-
-    @classmethod
-    def of(cls, slate: LoggedSlate) -> "_Kept":
-        return cls(slate.user_id, pickle.dumps(slate, pickle.HIGHEST_PROTOCOL))
-
-    def read(self) -> LoggedSlate:
-        slate: LoggedSlate = pickle.loads(self.slate)  # noqa: S301 (made above)
-        return slate
+    version: str
+    request: str
+    ads: str
+    seen: str | None
 
 
 class Journal:
@@ -52,7 +48,7 @@ class Journal:
 
     def note(self, slates: Sequence[LoggedSlate]) -> "Future[list[Event]]":
         """Write answers; the future fails if they could not be."""
-        kept = {slate.request_id: _Kept.of(slate) for slate in slates}
+        kept = {slate.request_id: _Kept(**slate_row(slate)) for slate in slates}
         with self._lock:
             self._recent |= kept
             self._unwritten |= kept.keys()
@@ -67,7 +63,7 @@ class Journal:
         with self._lock:
             theirs = self._unwritten.intersection(event.request_id for event in events)
             kept = [self._recent[request_id] for request_id in theirs]
-        unwritten = [one.read() for one in kept]
+        unwritten = [slate_of(one) for one in kept]
         return self._append([*slates, *unwritten], events, urgent=True)
 
     def _append(
@@ -87,7 +83,7 @@ class Journal:
         with self._lock:
             kept = {key: self._recent[key] for key in request_ids if key in self._recent}
         rest = [key for key in request_ids if key not in kept]
-        found = {key: one.read() for key, one in kept.items()}
+        found = {key: slate_of(one) for key, one in kept.items()}
         return found | (self._log.slates(rest) if rest else {})
 
     def forget(self, user_id: str) -> None:
