@@ -40,7 +40,7 @@ from adrec.serving.wire import AdInfo, UserOut
 T = TypeVar("T")
 
 _LEAVE_S = 10.0
-_NICENESS = 19  # of loading: those who answer meanwhile go first
+_NICENESS = 10  # of loading: those who answer meanwhile go first
 
 _log = logging.getLogger(__name__)
 
