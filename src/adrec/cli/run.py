@@ -62,8 +62,8 @@ def demo(
         "data.layout": "synthetic",
         "training.two_tower.seed": seed,
         "training.ranker.seed": seed,
-        "training.two_tower.epochs": 2,  # a third adds a little, and takes longer than one may wait
-        "training.ranker.epochs": 1,
+        "training.two_tower.epochs": 2,  # one more of each finds and ranks better, but takes longer
+        "training.ranker.epochs": 1,  # than a demo may
         "evaluation.slices": ["new user", "new ad", "device"],
     }
     config = read_config(None, overrides, settings)
