@@ -67,6 +67,7 @@ from adrec.stages import Trained, train_stages
 from adrec.training.boosting import score_with_trees
 from adrec.training.checkpoint import fingerprint, save_weights
 from adrec.training.objectives import score_impressions, thin
+from adrec.training.optimiser import has_native_bf16
 
 _CALIBRATION_REQUESTS = 100_000
 
@@ -339,9 +340,12 @@ def calibrate(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibrat
 
 
 def _may_serve(config: RunConfig, engine: Engine, precision: Precision) -> bool:
-    """Whether the settings leave it to measurements that this backend serves."""
+    """Whether the settings leave it to measurements that this backend serves: bf16, where this
+    processor has to imitate it, is slower than float32 and takes minutes to measure."""
     serving = config.serving
-    return serving.engine in ("auto", engine) and serving.precision in ("auto", precision)
+    of_settings = serving.engine in ("auto", engine) and serving.precision in ("auto", precision)
+    imitated = precision == "bf16" and serving.precision == "auto" and not has_native_bf16()
+    return of_settings and not imitated
 
 
 def _world_folder(config: DataConfig, schema: Schema) -> Path | None:

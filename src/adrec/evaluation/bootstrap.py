@@ -5,10 +5,11 @@ short; we draw units and take all their rows. A replicate repeats each row as of
 drawn, rather than passing weights: the metric stays an ordinary function without a weighted twin.
 Rows are sorted by their first column once, which spares a ranking metric most of its sort R times.
 
-Shapes: N rows, U units, M models, R replicates.
+Shapes: N rows, U units, R replicates.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -40,7 +41,50 @@ class Difference(Interval):
     p_value: float  # two-sided, for no difference; never below 2 / (R + 1)
 
 
-def bootstrap(
+@dataclass(frozen=True)
+class Replicated:
+    """A metric of the rows as they are, and of R draws of whole units from them.
+
+    Of two made from the same units with equally seeded generators, row r is of the same draw: their
+    difference is a paired one, so each model of a table is replicated once, not once a pair.
+    """
+
+    estimate: float
+    values_R: Floats  # NaN where the draw does not define the metric
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The (1 ∓ level) / 2 quantiles of the replicates (Efron and Tibshirani 1993, chapter 13).
+
+        Args:
+            level: the chance that the interval covers, in (0, 1).
+
+        Raises:
+            ConfigError: a level out of range.
+        """
+        return _interval(self.estimate, self.values_R, level)
+
+    def less(self, other: "Replicated", level: float = 0.95) -> Difference:
+        """The interval and p value of this metric − the other's, on the same draws.
+
+        p = 2 min(1 + #{d ≤ 0}, 1 + #{d ≥ 0}) / (R + 1), at most 1: the level at which the
+        percentile interval just reaches 0 (Davison and Hinkley 1997, section 4.4).
+
+        Args:
+            other: of the same units, replicated with an equally seeded generator.
+            level: as in `interval`.
+
+        Raises:
+            ConfigError: a level out of range.
+        """
+        differences_R = self.values_R - other.values_R
+        interval = _interval(self.estimate - other.estimate, differences_R, level)
+        at_most = 1 + min((differences_R <= 0).sum(), (differences_R >= 0).sum())
+        p_value = min(1.0, 2 * float(at_most) / (1 + interval.replicates))
+        chance = p_value if interval.replicates else float("nan")
+        return Difference(**asdict(interval), p_value=chance)
+
+
+def replicate(
     metric: Callable[..., float],
     columns: Sequence[Column],
     units: Column,
@@ -48,12 +92,10 @@ def bootstrap(
     rng: np.random.Generator,
     *,
     groups: Column | None = None,
-    level: float = 0.95,
-) -> Interval:
-    """The interval of a metric when whole units are drawn with replacement.
+) -> Replicated:
+    """Judge rows by a metric as they are, and when whole units are drawn with replacement.
 
-    Low and high are the (1 ∓ level) / 2 quantiles of R replicates (Efron and Tibshirani 1993,
-    chapter 13; clusters as in Davison and Hinkley 1997, section 3.8).
+    Clusters as in Davison and Hinkley 1997, section 3.8.
 
     Args:
         metric: metric(*columns), or metric(*columns, groups) if groups are given; a pure function
@@ -65,18 +107,40 @@ def bootstrap(
         groups: [N], ids inside a unit that the metric groups by (requests of a user, or the units
             themselves). Each drawn copy gets ids of its own: a request drawn twice is two requests,
             not one of twice the length, which NDCG@k would tell apart.
-        level: the chance that the interval covers, in (0, 1).
-
-    Returns:
-        The estimate and its interval.
 
     Raises:
-        ConfigError: fewer than 1 replicate, or a level out of range.
+        ConfigError: fewer than 1 replicate.
         DataError: columns that do not match, fewer than 2 units, a group in more than one unit.
     """
-    _check_settings(replicates, level)
-    estimates, values = _replicate(metric, [columns], units, replicates, rng, groups)
-    return _interval(estimates[0], values[:, 0], level)
+    if replicates < 1:
+        raise ConfigError(f"replicates is {replicates}; it must be at least 1")
+    if any(column.shape != units.shape for column in columns):
+        shapes = [column.shape for column in columns]
+        raise DataError(f"columns of shapes {shapes} do not match units of {units.shape}")
+    ids, unit = np.unique(units, return_inverse=True)
+    if len(ids) < 2:
+        raise DataError(f"{len(ids)} units to draw from; an interval needs at least 2")
+    order = np.argsort(columns[0])
+    group = None if groups is None else _nested(groups, unit)[order]
+    rows = _Rows([column[order] for column in columns], unit[order], group)
+    estimate = metric(*rows.drawn(np.ones(len(ids), dtype=np.int64)))
+    draws = (rng.integers(len(ids), size=len(ids)) for _ in range(replicates))
+    values = [metric(*rows.drawn(np.bincount(draw, minlength=len(ids)))) for draw in draws]
+    return Replicated(float(estimate), np.array(values, dtype=np.float64))
+
+
+def bootstrap(
+    metric: Callable[..., float],
+    columns: Sequence[Column],
+    units: Column,
+    replicates: int,
+    rng: np.random.Generator,
+    *,
+    groups: Column | None = None,
+    level: float = 0.95,
+) -> Interval:
+    """The interval of a metric when whole units are drawn; see `replicate`."""
+    return replicate(metric, columns, units, replicates, rng, groups=groups).interval(level)
 
 
 def paired_bootstrap(
@@ -90,34 +154,14 @@ def paired_bootstrap(
     groups: Column | None = None,
     level: float = 0.95,
 ) -> Difference:
-    """The interval and p value of metric(a) − metric(b), both judged on the same drawn units.
+    """The interval and p value of metric(a) − metric(b); see `replicate` and `Replicated.less`.
 
-    p = 2 min(1 + #{d ≤ 0}, 1 + #{d ≥ 0}) / (R + 1), at most 1: the level at which the percentile
-    interval just reaches 0 (Davison and Hinkley 1997, section 4.4).
-
-    Args:
-        metric: as in `bootstrap`.
-        columns_a: arrays [N] of one model.
-        columns_b: the same of the other; row i of both is one impression.
-        units: [N], as in `bootstrap`.
-        replicates: R; p cannot fall below 2 / (R + 1).
-        rng: the source of the draws.
-        groups: [N], as in `bootstrap`.
-        level: the chance that the interval covers, in (0, 1).
-
-    Returns:
-        The difference, its interval and its p value.
-
-    Raises:
-        ConfigError, DataError: as in `bootstrap`.
+    Row i of both is one impression.
     """
-    _check_settings(replicates, level)
-    estimates, values = _replicate(metric, [columns_a, columns_b], units, replicates, rng, groups)
-    differences = values[:, 0] - values[:, 1]
-    interval = _interval(estimates[0] - estimates[1], differences, level)
-    at_most = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
-    p_value = min(1.0, 2 * float(at_most) / (1 + interval.replicates))
-    return Difference(**asdict(interval), p_value=p_value if interval.replicates else float("nan"))
+    same = deepcopy(rng)
+    first = replicate(metric, columns_a, units, replicates, rng, groups=groups)
+    second = replicate(metric, columns_b, units, replicates, same, groups=groups)
+    return first.less(second, level)
 
 
 @dataclass(frozen=True)
@@ -139,38 +183,6 @@ class _Rows:
         return arguments
 
 
-def _replicate(
-    metric: Callable[..., float],
-    models: Sequence[Sequence[Column]],
-    units: Column,
-    replicates: int,
-    rng: np.random.Generator,
-    groups: Column | None,
-) -> tuple[Floats, Floats]:
-    """The metric of each model on the rows as they are [M], and on every draw [R, M]."""
-    for columns in models:
-        if any(column.shape != units.shape for column in columns):
-            shapes = [column.shape for column in columns]
-            raise DataError(f"columns of shapes {shapes} do not match units of {units.shape}")
-    ids, unit = np.unique(units, return_inverse=True)
-    if len(ids) < 2:
-        raise DataError(f"{len(ids)} units to draw from; an interval needs at least 2")
-    group = None if groups is None else _nested(groups, unit)
-    sides = []
-    for columns in models:
-        order = np.argsort(columns[0])
-        ordered_group = None if group is None else group[order]
-        sides.append(_Rows([column[order] for column in columns], unit[order], ordered_group))
-
-    def judge(times: Ints) -> list[float]:
-        return [metric(*side.drawn(times)) for side in sides]
-
-    estimates = judge(np.ones(len(ids), dtype=np.int64))
-    draws = (rng.integers(len(ids), size=len(ids)) for _ in range(replicates))
-    values = [judge(np.bincount(draw, minlength=len(ids))) for draw in draws]
-    return np.array(estimates, dtype=np.float64), np.array(values, dtype=np.float64)
-
-
 def _nested(groups: Column, unit: Ints) -> Ints:
     """Numbers the groups from 0, after checking that each lies in one unit."""
     if groups.shape != unit.shape:
@@ -183,6 +195,8 @@ def _nested(groups: Column, unit: Ints) -> Ints:
 
 
 def _interval(estimate: float, values: Floats, level: float) -> Interval:
+    if not 0 < level < 1:
+        raise ConfigError(f"level is {level}; it must lie between 0 and 1")
     defined = values[~np.isnan(values)]
     mean, low, high = float("nan"), float("nan"), float("nan")
     if len(defined):
@@ -191,10 +205,3 @@ def _interval(estimate: float, values: Floats, level: float) -> Interval:
     return Interval(
         estimate=float(estimate), mean=mean, low=low, high=high, replicates=len(defined)
     )
-
-
-def _check_settings(replicates: int, level: float) -> None:
-    if replicates < 1:
-        raise ConfigError(f"replicates is {replicates}; it must be at least 1")
-    if not 0 < level < 1:
-        raise ConfigError(f"level is {level}; it must lie between 0 and 1")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adrec import metrics
-from adrec.evaluation.bootstrap import paired_bootstrap
+from adrec.evaluation.bootstrap import Replicated, replicate
 from adrec.evaluation.columns import counter_columns, request_of
 from adrec.evaluation.judged import EvaluationConfig, Scores
 from adrec.evaluation.views import Excerpt
@@ -131,6 +131,7 @@ def judge_importance(
     unit_N = request_N if part.features.schema.user_id is None else part.user_R[request_N]
     labels_N = apart.labels_NK[rows_N, 0].astype(np.float64)
     whole_N = score(apart)[:, 0]
+    auc_drop = _drop(whole_N, unit_N, labels_N, config)
     found = []
     for place, feature in enumerate(features_of(apart)):
         rng = np.random.default_rng([config.seed, place])  # a new one must not change the others
@@ -139,7 +140,7 @@ def judge_importance(
             {
                 "feature": feature.name,
                 "kind": feature.kind,
-                "AUC drop": _auc_drop(whole_N, without_N, labels_N, unit_N, config),
+                "AUC drop": auc_drop(without_N),
                 "log loss rise": _log_loss(without_N, labels_N) - _log_loss(whole_N, labels_N),
             }
         )
@@ -153,18 +154,26 @@ def judge_importance(
     }
 
 
-def _auc_drop(
-    whole_N: Scores, without_N: Scores, labels_N: Scores, unit_N: Ints, config: EvaluationConfig
-) -> dict[str, Any]:
-    """AUC with a feature less AUC without, and its interval."""
+def _drop(
+    whole_N: Scores, unit_N: Ints, labels_N: Scores, config: EvaluationConfig
+) -> Callable[[Scores], dict[str, Any]]:
+    """From scores without a feature to the AUC with it less the AUC without, and its interval."""
     replicates = min(config.replicates, _REPLICATES)
     if not replicates or len(np.unique(unit_N)) < 2:
-        drop = metrics.auc(whole_N, labels_N) - metrics.auc(without_N, labels_N)
-        return {"estimate": drop}
-    pair = (whole_N, labels_N), (without_N, labels_N)
-    rng = np.random.default_rng(config.seed)
-    found = paired_bootstrap(metrics.auc, *pair, unit_N, replicates, rng)
-    return {"estimate": found.estimate, "low": found.low, "high": found.high}
+        whole = metrics.auc(whole_N, labels_N)
+        return lambda without_N: {"estimate": whole - metrics.auc(without_N, labels_N)}
+
+    def replicated(scores_N: Scores) -> Replicated:
+        rng = np.random.default_rng(config.seed)
+        return replicate(metrics.auc, (scores_N, labels_N), unit_N, replicates, rng)
+
+    of_whole = replicated(whole_N)
+
+    def drop(without_N: Scores) -> dict[str, Any]:
+        found = of_whole.less(replicated(without_N))
+        return {"estimate": found.estimate, "low": found.low, "high": found.high}
+
+    return drop
 
 
 def _log_loss(predicted_N: Scores, labels_N: Scores) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adrec import metrics
 from adrec.evaluation.baselines import RankingRival
-from adrec.evaluation.bootstrap import bootstrap, paired_bootstrap
+from adrec.evaluation.bootstrap import Replicated, bootstrap, paired_bootstrap, replicate
 from adrec.evaluation.diagnosis import diagnose
 from adrec.evaluation.group_start import GroupStart
 from adrec.evaluation.judged import OURS, EvaluationConfig, Impressions, Scores, judged_impressions
@@ -167,28 +167,20 @@ def _task(
     task = dataset.features.schema.tasks[k]
     labels = shown.labels_NK[:, k]
     models = {}
+    replicated = {
+        model: _replicated(task.kind, predicted[:, k], labels, shown.unit_N, config)
+        for model, predicted in scores.items()
+    }
     for model, predicted in scores.items():
         grouped = at_start[model][k] if model in at_start else None
         found = _task_metrics(task.kind, predicted[:, k], labels, shown.group_N, grouped)
-        found |= _intervals(task.kind, predicted[:, k], labels, shown.unit_N, config)
+        found |= {name: asdict(one.interval()) for name, one in replicated[model].items()}
         if model == OURS and task.kind == "binary":
             found["GAUC"] |= _gauc_interval(predicted[:, k], labels, shown, config)
         models[model] = found
     differences = {
-        model: {
-            name: asdict(
-                paired_bootstrap(
-                    metric,
-                    (scores[OURS][:, k], labels),
-                    (predicted[:, k], labels),
-                    shown.unit_N,
-                    config.replicates,
-                    np.random.default_rng(config.seed),
-                )
-            )
-            for name, metric in _compared(task.kind).items()
-        }
-        for model, predicted in scores.items()
+        model: {name: asdict(ours.less(rival[name])) for name, ours in replicated[OURS].items()}
+        for model, rival in replicated.items()
         if model != OURS and config.replicates
     }
     mean = float(labels.mean())
@@ -240,24 +232,23 @@ def _task_metrics(
     }
 
 
-def _intervals(
+def _replicated(
     kind: str,
     predicted: Scores,
     labels: Scores,
     units: NDArray[np.int64],
     config: EvaluationConfig,
-) -> dict[str, Any]:
+) -> dict[str, Replicated]:
+    """The metrics with intervals; of every model on the same draws."""
     if not config.replicates:
         return {}
     return {
-        name: asdict(
-            bootstrap(
-                metric,
-                (predicted, labels),
-                units,
-                config.replicates,
-                np.random.default_rng(config.seed),
-            )
+        name: replicate(
+            metric,
+            (predicted, labels),
+            units,
+            config.replicates,
+            np.random.default_rng(config.seed),
         )
         for name, metric in _compared(kind).items()
     }

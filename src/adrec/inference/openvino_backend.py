@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import openvino
 import torch
 from numpy.typing import NDArray
-from openvino import opset13 as ops
-from openvino.preprocess import PrePostProcessor
 from torch import Tensor, nn
 
 from adrec.features.batches import Query
@@ -39,6 +36,7 @@ from adrec.inference.graphs import (
     tensors,
     user_inputs,
 )
+from adrec.inference.silent_openvino import PrePostProcessor, openvino, ops
 from adrec.inference.threads import available_cores
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker

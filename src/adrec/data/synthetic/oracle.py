@@ -77,6 +77,24 @@ class IdealObserver:
         ]
         return Forecast.join(parts)
 
+    def predict_clicks(self, rows: Rows, days_B: Ints | int = 0) -> Floats:
+        """P(click) alone, as `predict` forecasts it [B]."""
+        day_B = np.broadcast_to(np.asarray(days_B), rows.user_B.shape)
+        click_B = np.empty(len(rows.user_B), dtype=np.float32)
+        for chunk in _chunks(len(rows.user_B), 1):
+            part = rows.part(chunk)
+            quality_BG, odds_BK = self._quality(part), self._odds(part)
+            taste_BK = self._tastes(part, day_B[chunk])
+            click_BK, scaled_BK = np.zeros_like(odds_BK), np.empty_like(odds_BK)
+            for g, odds in enumerate(self._odds_G):
+                np.multiply(odds_BK, odds, out=scaled_BK)
+                scaled_BK /= 1.0 + scaled_BK
+                scaled_BK *= quality_BG[:, g, None]
+                click_BK += scaled_BK
+            click_B[chunk] = np.einsum("bk,bk->b", taste_BK, click_BK)
+        click_B *= self._laws.examination_S[rows.position_B].astype(np.float32)
+        return click_B
+
     def observe(self, rows: Rows, click_B: Ints, engagement_B: Ints) -> Forecast:
         """Forecast the impressions of one tick, then learn from their outcomes.
 
@@ -111,6 +129,24 @@ class IdealObserver:
         drifted_XK: Floats = stay * taste_XK + (1.0 - stay) * prior_XK
         return drifted_XK
 
+    def _quality(self, rows: Rows) -> Floats:
+        """What is believed of the ads' qualities [B, G]."""
+        quality_BG: Floats = _softmax(self._log_quality_NG[rows.ad_B])
+        return quality_BG
+
+    def _odds(self, rows: Rows) -> Floats:
+        """Odds of a click of an ad of middling quality, by taste [B, K]."""
+        odds_BK: Floats = self._odds_TK[rows.topic_B]
+        odds_BK *= np.exp(rows.click_offset_B, dtype=np.float32)[:, None]
+        return odds_BK
+
+    def _tastes(self, rows: Rows, days_B: Ints | None) -> Floats:
+        """What is believed of the users' tastes, today or so many days from now [B, K]."""
+        taste_BK: Floats = self._taste_UK[rows.user_B]
+        if days_B is None:
+            return taste_BK
+        return self._drifted(taste_BK, self._prior_UK[rows.user_B], days_B)
+
     def _look(
         self, rows: Rows, days_B: Ints | None = None
     ) -> tuple[Forecast, Floats, Floats, Floats, Floats]:
@@ -123,12 +159,8 @@ class IdealObserver:
         Returns:
             Forecast; click_GBK, engaged_GBK; the same two averaged over the ad's quality [B, K].
         """
-        log_BG = self._log_quality_NG[rows.ad_B]
-        quality_BG = np.exp(log_BG - log_BG.max(axis=1, keepdims=True))
-        quality_BG /= quality_BG.sum(axis=1, keepdims=True)
+        quality_BG, odds_BK = self._quality(rows), self._odds(rows)
         examination_B1 = self._laws.examination_S[rows.position_B, None].astype(np.float32)
-        odds_BK = self._odds_TK[rows.topic_B]
-        odds_BK *= np.exp(rows.click_offset_B, dtype=np.float32)[:, None]
         engagement_odds_BK = self._engagement_odds_TK[rows.topic_B]
         engagement_odds_BK *= np.exp(rows.engagement_offset_B, dtype=np.float32)[:, None]
         click_GBK = np.empty((len(self._odds_G), *odds_BK.shape), dtype=np.float32)
@@ -143,9 +175,7 @@ class IdealObserver:
             np.divide(scaled_BK * click_GBK[g], 1.0 + scaled_BK, out=engaged_GBK[g])
             click_BK += click_GBK[g] * quality_BG[:, g, None]
             engaged_BK += engaged_GBK[g] * quality_BG[:, g, None]
-        taste_BK = self._taste_UK[rows.user_B]
-        if days_B is not None:
-            taste_BK = self._drifted(taste_BK, self._prior_UK[rows.user_B], days_B)
+        taste_BK = self._tastes(rows, days_B)
         engaged_B = np.einsum("bk,bk->b", taste_BK, engaged_BK)
         forecast = Forecast(
             click_B=np.einsum("bk,bk->b", taste_BK, click_BK),

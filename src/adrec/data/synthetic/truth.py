@@ -128,7 +128,10 @@ class WorldTruth:
                 request_B = np.full(len(ad_B), request_Q[q])
                 segment = market.users.segment_U[market.requests.user_Q[request_Q[q]]]
                 shown_B = device_QD[q] @ self._policy.propensity(segment, device_D1, ad_B)
-                score_B = shown_B * self.best(request_B, ad_B)[:, 0] * ~np.isin(ad_B, seen[q])
+                click_B = self._observer.predict_clicks(
+                    self._rows(request_B, ad_B, 0), self._days_on(request_B)
+                )
+                score_B = shown_B * click_B * ~np.isin(ad_B, seen[q])
                 first = np.argsort(-score_B, kind="stable")[:k]
                 first = first[score_B[first] > 0.0]
                 found[q, : len(first)] = ad_B[first]
