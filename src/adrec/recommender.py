@@ -30,6 +30,7 @@ from adrec.features.state import Report, State, Visitor
 from adrec.features.transforms import Features
 from adrec.inference.backends import BackendName, Pool
 from adrec.inference.runtime import Runtime
+from adrec.inference.threads import side_by_side
 from adrec.models.two_tower import embed_ads
 from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.eligibility import Terms
@@ -527,8 +528,13 @@ class Recommender:
                 f"{dataset.directory} was prepared with other features than version {self.version} "
                 "was trained on; train on it, or evaluate the run that it belongs to"
             )
-        batches = dataset.in_order(requests, _SCORE_ROWS)
-        return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
+
+        def score(part: NDArray[np.int64]) -> NDArray[np.float64]:
+            batches = dataset.in_order(part, _SCORE_ROWS)
+            return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
+
+        parts = np.array_split(requests, min(len(requests), torch.get_num_threads()) or 1)
+        return np.concatenate(list(side_by_side(score, parts)))
 
     def _scored(
         self, query: Query, pool: Pool, ads_BN: NDArray[np.int64], shown: int, catalogue: Catalogue

@@ -20,6 +20,7 @@ from adrec.features.dataset import Dataset
 from adrec.inference.backends import Pool
 from adrec.inference.choice import Preranking
 from adrec.inference.runtime import TOP
+from adrec.inference.threads import side_by_side
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.progress import Progress
@@ -126,20 +127,25 @@ def _rank(recommender: Recommender, dataset: Dataset, progress: Progress) -> Ran
     asked = thin(asked if len(asked) else dataset.requests("train"), _REQUESTS)
     asked = np.random.default_rng(0).permutation(asked)  # those that judge are of all times, too
     count = min(recommender.serving.candidates, len(recommender.index))
+
+    def rank(part: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
+        visitors = [
+            replace(logged_visitor(dataset, int(request)), at_ms=end_ms) for request in part
+        ]
+        query = stack_queries([recommender.state.query(visitor) for visitor in visitors])
+        ads_BN = recommender.retrieve(query, count)
+        scored = recommender.rank(visitors, query, ads_BN, shown=count)
+        pool = recommender.pool(visitors, query, ads_BN)
+        return _crossed(recommender.runtime.ranker, query, pool), scored.scores_BNK, ads_BN
+
+    parts = np.array_split(asked, -(-len(asked) // _BATCH))
     crossed, scores, ads = [], [], []
     with progress.track("preranker", len(asked), "requests") as advance:
-        for part in np.array_split(asked, -(-len(asked) // _BATCH)):
-            visitors = [
-                replace(logged_visitor(dataset, int(request)), at_ms=end_ms) for request in part
-            ]
-            query = stack_queries([recommender.state.query(visitor) for visitor in visitors])
-            ads_BN = recommender.retrieve(query, count)
-            scored = recommender.rank(visitors, query, ads_BN, shown=count)
-            pool = recommender.pool(visitors, query, ads_BN)
-            crossed.append(_crossed(recommender.runtime.ranker, query, pool))
-            scores.append(scored.scores_BNK)
+        for crossed_BND, scores_BNK, ads_BN in side_by_side(rank, parts):
+            crossed.append(crossed_BND)
+            scores.append(scores_BNK)
             ads.append(ads_BN)
-            advance(len(part), "")
+            advance(len(ads_BN), "")
     ads_QN, scores_QNK = np.concatenate(ads), np.concatenate(scores)
     place_QN = _places(recommender.order(scores_QNK, ads_QN))
     return Ranked(torch.cat(crossed), torch.from_numpy(scores_QNK).float(), ads_QN, place_QN)

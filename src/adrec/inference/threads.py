@@ -8,7 +8,7 @@ fastest on a single thread, and other cores answer other requests.
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import faiss
 import torch
 from threadpoolctl import threadpool_limits
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -34,6 +35,20 @@ def use_threads(count: int) -> None:
 def available_cores() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def side_by_side(work: Callable[[A], T], parts: Sequence[A]) -> Iterator[T]:
+    """Do something to each part, several at once, each on one core; results in the parts' order.
+
+    As many at once as torch has threads here: whole parts side by side take less time than one
+    after the other with its arithmetic spread over the cores.
+    """
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(before, initializer=use_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, parts)
+    finally:
+        use_threads(before)  # some libraries keep one count for all threads
 
 
 def in_background(work: Callable[[], T], *, niceness: int = 0) -> T:
