@@ -2,8 +2,8 @@
 
 In the last case every linear layer's weight is kept as int8 with one scale an output; OpenVINO then
 rounds groups of activations to 8 bits on the fly, where the processor multiplies those faster. The
-prefix is float32 in any case: it is a small part of the work, and exact scores need it too. The
-preranker is bf16 beside these two, and float32 beside float32.
+prefix is float32 in any case: it is a small part of the work, and exact scores need it too. Beside
+int8, the preranker and what else is not in 8 bits are bf16 if the processor has that, else float32.
 """
 
 import threading
@@ -41,11 +41,13 @@ from adrec.inference.threads import available_cores
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
+from adrec.training.optimiser import has_native_bf16
 
 PREFIX, CANDIDATES, PRERANK = "prefix.xml", "candidates.xml", "prerank.xml"
 USERS = "users.xml"
 
 _AD_CODES, _PRERANK_CODES = 4, 1  # which input they are
+_HINTS: dict[Precision, str] = {"float32": "f32", "bf16": "bf16"}
 _GROUP = 128  # activations that share a scale
 _LEAST_WEIGHTS = 16_384  # smaller layers stay as they are
 
@@ -89,7 +91,7 @@ class OpenVinoBackend:
             if precision == "float32":
                 return Graphs(prefix, exact, prerank("float32"), coarse=None)
             coarse = Compiled(graphs / CANDIDATES, precision, threads, codes=_AD_CODES)
-            return Graphs(prefix, exact, prerank("bf16"), coarse)
+            return Graphs(prefix, exact, prerank(_beside(precision)), coarse)
 
         return [cls(ranker, precision, of(precision)) for precision in precisions]
 
@@ -174,7 +176,7 @@ class Compiled:
                 "NUM_STREAMS": streams,
                 "INFERENCE_NUM_THREADS": threads * max(1, streams),
                 "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
-                "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
+                "INFERENCE_PRECISION_HINT": _HINTS[_beside(precision)],
                 "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
             },
         )
@@ -192,6 +194,13 @@ class Compiled:
             request.set_input_tensor(place, openvino.Tensor(whole, shared_memory=True))
         request.infer()
         return [np.array(request.get_output_tensor(i).data) for i in range(self._outputs)]
+
+
+def _beside(precision: Precision) -> Precision:
+    """What is not in 8 bits beside what is: bf16, where the processor need not imitate that."""
+    if precision == "int8":
+        return "bf16" if has_native_bf16() else "float32"
+    return precision
 
 
 @cache
