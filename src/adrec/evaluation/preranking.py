@@ -17,6 +17,7 @@ from torch import Tensor
 from adrec.evaluation.retrieval import logged_visitor
 from adrec.features.batches import Query, stack_queries
 from adrec.features.dataset import Dataset
+from adrec.features.state import Visitor
 from adrec.inference.backends import Pool
 from adrec.inference.choice import Preranking
 from adrec.inference.runtime import TOP
@@ -128,17 +129,23 @@ def _rank(recommender: Recommender, dataset: Dataset, progress: Progress) -> Ran
     asked = np.random.default_rng(0).permutation(asked)  # those that judge are of all times, too
     count = min(recommender.serving.candidates, len(recommender.index))
 
-    def rank(part: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
+    def told(part: NDArray[np.int64]) -> tuple[list[Visitor], Query]:
         visitors = [
             replace(logged_visitor(dataset, int(request)), at_ms=end_ms) for request in part
         ]
-        query = stack_queries([recommender.state.query(visitor) for visitor in visitors])
+        return visitors, stack_queries([recommender.state.query(visitor) for visitor in visitors])
+
+    def rank(
+        asking: tuple[list[Visitor], Query],
+    ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
+        visitors, query = asking
         ads_BN = recommender.retrieve(query, count)
         scored = recommender.rank(visitors, query, ads_BN, shown=count)
         pool = recommender.pool(visitors, query, ads_BN)
         return _crossed(recommender.runtime.ranker, query, pool), scored.scores_BNK, ads_BN
 
-    parts = np.array_split(asked, -(-len(asked) // _BATCH))
+    # What becomes known by now is taken in while histories are read: by one thread.
+    parts = [told(part) for part in np.array_split(asked, -(-len(asked) // _BATCH))]
     crossed, scores, ads = [], [], []
     with progress.track("preranker", len(asked), "requests") as advance:
         for crossed_BND, scores_BNK, ads_BN in side_by_side(rank, parts):
