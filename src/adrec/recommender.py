@@ -24,7 +24,7 @@ from adrec.exploration import EpsilonGreedy
 from adrec.features.batches import Past, Query, candidates_of, stack_queries
 from adrec.features.bits import MOST_TASKS, UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
-from adrec.features.dataset import Dataset
+from adrec.features.dataset import Dataset, cut
 from adrec.features.directory import Directory
 from adrec.features.state import Report, State, Visitor
 from adrec.features.transforms import Features
@@ -528,13 +528,10 @@ class Recommender:
                 f"{dataset.directory} was prepared with other features than version {self.version} "
                 "was trained on; train on it, or evaluate the run that it belongs to"
             )
-
-        def score(part: NDArray[np.int64]) -> NDArray[np.float64]:
-            batches = dataset.in_order(part, _SCORE_ROWS)
-            return np.concatenate([self.runtime.score_batch(batch) for batch in batches])
-
-        parts = np.array_split(requests, min(len(requests), torch.get_num_threads()) or 1)
-        return np.concatenate(list(side_by_side(score, parts)))
+        rows = max(512, _SCORE_ROWS // torch.get_num_threads())  # as many are in work at once
+        parts = cut(requests, dataset.slate_R[requests], rows)
+        scores = side_by_side(lambda part: self.runtime.score_batch(dataset.batch(part)), parts)
+        return np.concatenate(list(scores))
 
     def _scored(
         self, query: Query, pool: Pool, ads_BN: NDArray[np.int64], shown: int, catalogue: Catalogue

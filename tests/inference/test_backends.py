@@ -14,6 +14,7 @@ from adrec.calibration import Calibration
 from adrec.errors import ConfigError
 from adrec.features.batches import Batch, Candidates, Fields, Query, candidates_of
 from adrec.features.dataset import Dataset
+from adrec.inference import choice
 from adrec.inference.backends import (
     Backend,
     Engine,
@@ -316,6 +317,7 @@ def admission(precision: Precision, agreement: float, change: float = 0.0) -> Ad
         precision=precision,
         auc_change={"click": change},
         top_agreement=agreement,
+        native_bf16=False,
     )
 
 
@@ -325,6 +327,17 @@ class TestChoice:
         assert not admission("bf16", 0.989, 0.0).admitted
         assert not admission("bf16", 1.0, -0.0005).admitted
         assert not admission("bf16", 1.0, 0.0006).admitted  # a change for the better is one, too
+
+    @pytest.mark.parametrize("here", [False, True])
+    @pytest.mark.parametrize("there", [False, True])
+    def test_int8_serves_only_with_what_it_was_measured_with_beside_it(
+        self, here: bool, there: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Beside int8 stands bf16 where the processor has it: coarser than float32."""
+        monkeypatch.setattr(choice, "has_native_bf16", lambda: here)
+        measured = admission("int8", 1.0).model_copy(update={"native_bf16": there})
+        assert measured.admitted_here == (there or not here)
+        assert admission("bf16", 1.0).admitted_here
 
     @pytest.mark.parametrize(
         ("settings", "admitted", "choices"),

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
@@ -11,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from adrec import use_threads
-from adrec.inference.threads import in_background
+from adrec.inference.threads import in_background, side_by_side
 
 
 def blas_threads():
@@ -42,6 +43,30 @@ def test_each_thread_of_a_pool_works_alone():
         assert pool.submit(torch.get_num_threads).result() == 1
         assert pool.submit(faiss.omp_get_max_threads).result() == 1
     assert faiss.omp_get_max_threads() == 2  # of this thread
+
+
+@pytest.mark.usefixtures("threads_as_before")
+def test_parts_side_by_side():
+    """As many at once as torch has threads, each on one core, results in the parts' order."""
+    use_threads(2)
+    both = threading.Barrier(2, timeout=60)
+
+    def work(part):
+        both.wait()  # passes only if two work at once
+        time.sleep(0.02 * (part == 0))  # the first is done last
+        return part, torch.get_num_threads()
+
+    assert list(side_by_side(work, [0, 1, 2, 3])) == [(part, 1) for part in range(4)]
+    found = torch.get_num_threads(), faiss.omp_get_max_threads(), blas_threads()
+    assert found == (2, 2, {2})
+
+
+@pytest.mark.usefixtures("threads_as_before")
+def test_a_part_that_fails_leaves_the_threads_as_they_were():
+    use_threads(2)
+    with pytest.raises(ValueError, match="invalid literal"):
+        list(side_by_side(int, ["1", "broken", "2"]))
+    assert torch.get_num_threads() == 2
 
 
 def test_work_in_the_background(threads_as_before):

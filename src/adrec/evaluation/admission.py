@@ -16,6 +16,7 @@ from adrec.inference.choice import Admission
 from adrec.metrics import auc
 from adrec.models.ad_rows import AdRows
 from adrec.recommender import Recommender, Request
+from adrec.training.optimiser import has_native_bf16
 
 _ROWS = 8_192  # impressions of the validation period that AUC is compared on
 _REQUESTS = 50  # whose top 10 is compared
@@ -66,6 +67,7 @@ def measure_backends(
                 precision=backend.precision,
                 auc_change=changes,
                 top_agreement=float(np.mean(shared)),
+                native_bf16=has_native_bf16(),
             )
         )
     return tuple(found)

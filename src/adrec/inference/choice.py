@@ -29,6 +29,7 @@ from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
 from adrec.schema import Strict
+from adrec.training.optimiser import has_native_bf16
 
 MOST_AUC_CHANGE = 0.0005
 LEAST_AGREEMENT = 0.99
@@ -39,7 +40,7 @@ PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
 }
 
 
-_TRIALS = 5
+_TRIALS, _AHEAD = 5, 1.1
 
 
 class Admission(Strict):
@@ -51,6 +52,8 @@ class Admission(Strict):
     """By binary task: AUC of the first pass less that of float32, on the validation period."""
     top_agreement: float
     """Share of the top 10 of all candidates that float32 has, too, after the best are rescored."""
+    native_bf16: bool
+    """Whether the processor had bf16, which is used beside int8 where it is there."""
 
     def __str__(self) -> str:
         changes = ", ".join(f"{name} {by:+.5f}" for name, by in self.auc_change.items())
@@ -67,6 +70,12 @@ class Admission(Strict):
             max(map(abs, self.auc_change.values()), default=0.0) < MOST_AUC_CHANGE
             and self.top_agreement >= LEAST_AGREEMENT
         )
+
+    @property
+    def admitted_here(self) -> bool:
+        """Whether it may serve on this machine: int8 with bf16 beside it must be measured so."""
+        coarser = self.precision == "int8" and has_native_bf16() and not self.native_bf16
+        return self.admitted and not coarser
 
 
 class Preranking(Strict):
@@ -101,7 +110,10 @@ class Wanted(Protocol):
 
 
 def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:
-    """The one that scores an example in the least time; median of a few trials, taken in turns."""
+    """The one that scores an example in the least time; median of a few trials, taken in turns.
+
+    A coarser one than float32 must be a tenth faster: less than that is noise.
+    """
     if len(runtimes) == 1:
         return runtimes[0]
     seconds: list[list[float]] = [[] for _ in runtimes]
@@ -115,7 +127,11 @@ def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:
             runtime.score(example.query, pool, lambda scores, _: scores[..., 0], shown=TOP)
             if trial:  # the first one warms up
                 found.append(time.perf_counter() - begun)
-    return runtimes[int(np.argmin([np.median(found) for found in seconds]))]
+    median = [
+        float(np.median(found)) * (1.0 if runtime.backend.precision == "float32" else _AHEAD)
+        for runtime, found in zip(runtimes, seconds, strict=True)
+    ]
+    return runtimes[int(np.argmin(median))]
 
 
 def serving_backends(
@@ -141,7 +157,7 @@ def serving_backends(
     """
     admitted: set[tuple[Engine, Precision]] = {
         REFERENCE,
-        *((one.engine, one.precision) for one in admissions if one.admitted),
+        *((one.engine, one.precision) for one in admissions if one.admitted_here),
     }
     named = wanted.engine != "auto" and wanted.precision != "auto"
     choices = [

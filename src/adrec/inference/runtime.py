@@ -135,8 +135,7 @@ class Runtime:
         best."""
         trees = None if self.trees is None else self.trees.predict(query, pool.candidates)
         exact = max(self._rescored, 2 * shown)
-        if self.backend.precision == "float32" or 2 * exact >= pool.row_BN.shape[1]:
-            # A coarse pass that spares less than half of the exact one costs more than it saves.
+        if self.backend.precision == "float32" or exact >= pool.row_BN.shape[1]:
             return self.calibration.apply(opened.score_exactly(pool), trees)
         scores = self.calibration.apply(opened.score(pool), trees)
         place_BM = _best(order(scores, pool.row_BN), exact)

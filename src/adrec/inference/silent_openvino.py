@@ -3,7 +3,8 @@
 Merely importing OpenVINO tells Google Analytics of it, and so does each conversion, wherever the
 package `openvino_telemetry` can be imported, which OpenVINO itself installs; only a file in the
 user's home directory or CI=true would stop it. Where that package is missing OpenVINO goes
-without. So it is kept from being found while OpenVINO is imported: adrec tells nobody anything.
+without. So it is kept from being found while OpenVINO is imported: adrec tells nobody anything. A
+program that imports OpenVINO itself before adrec does has decided otherwise.
 """
 
 import sys

@@ -43,12 +43,16 @@ def side_by_side(work: Callable[[A], T], parts: Sequence[A]) -> Iterator[T]:
     As many at once as torch has threads here: whole parts side by side take less time than one
     after the other with its arithmetic spread over the cores.
     """
-    before = torch.get_num_threads()
+    of_torch, of_faiss = torch.get_num_threads(), faiss.omp_get_max_threads()
     try:
-        with ThreadPoolExecutor(before, initializer=use_threads, initargs=(1,)) as pool:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(of_torch, initializer=use_threads, initargs=(1,)) as pool,
+        ):
             yield from pool.map(work, parts)
-    finally:
-        use_threads(before)  # some libraries keep one count for all threads
+    finally:  # some libraries keep one count for all threads
+        torch.set_num_threads(of_torch)
+        faiss.omp_set_num_threads(of_faiss)
 
 
 def in_background(work: Callable[[], T], *, niceness: int = 0) -> T:

@@ -70,5 +70,6 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
 
 
 def has_native_bf16() -> bool:
-    """Whether this processor multiplies bf16 natively (AVX-512 BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether this processor multiplies bf16 natively: AVX-512 BF16, AMX, or an ARM that has it."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
