@@ -42,6 +42,7 @@ from machine import Row, machine_line, write_rows
 from worlds import version_with
 
 from adrec.bundle import CALIBRATION, Bundle, find_version, sha256
+from adrec.serving.journal import REMEMBERED
 from adrec.serving.loadtest import Load, Result, run_load
 
 _SHIFTED = "29990101T000000-shifted"
@@ -184,8 +185,9 @@ def overloaded(
 
 
 def soaked(server: "Server", users: Sequence[str], rate: float, seconds: float) -> list[Row]:
-    """Memory and open files while a steady load goes on; a tenth of it first, to fill caches."""
-    server.load(rate, seconds / 10.0, users)
+    """Memory and open files while a steady load goes on, once the newest slates that are kept in
+    memory are as many as they may become."""
+    server.load(2.0 * rate, max(seconds / 10.0, 1.1 * REMEMBERED / (2.0 * rate)), users)
     seen = [(server.memory_mb(), server.open_files())]
     rows: list[Row] = []
     for _ in range(10):

@@ -15,7 +15,7 @@ from adrec.data.event_log import EventLog
 from adrec.data.group_commit import GroupCommit
 from adrec.data.log_entries import Event, LoggedSlate, slate_of, slate_row
 
-_REMEMBERED = 30_000  # newest slates, found without asking the log
+REMEMBERED = 30_000  # newest slates, found without asking the log
 
 
 class _Kept(NamedTuple):
@@ -52,7 +52,7 @@ class Journal:
         with self._lock:
             self._recent |= kept
             self._unwritten |= kept.keys()
-            while len(self._recent) > _REMEMBERED:
+            while len(self._recent) > REMEMBERED:
                 self._unwritten.discard(self._recent.popitem(last=False)[0])
         return self._append(slates, [], urgent=False)
 
