@@ -154,3 +154,7 @@ def test_the_observer_reads_histories_by_the_forward_algorithm() -> None:
         seen = small_slate(user)
         click = first_click(laws, seen, taste_K, laws.quality_prior_G)
         assert observer.predict(seen).click_B[0] == pytest.approx(click, rel=1e-5)
+        clicks_B, later = observer.predict_clicks(seen, 3), observer.predict(seen, 3)
+        np.testing.assert_allclose(clicks_B, later.click_B, rtol=1e-5)
+        drifted = clicks_B[0] != pytest.approx(click, rel=1e-4)
+        assert drifted == (user == 0)  # the other's tastes are the prior ones
