@@ -28,10 +28,11 @@ from adrec.evaluation.latency import stage_latency
 from adrec.inference.backends import TorchBackend
 from adrec.inference.runtime import Runtime
 from adrec.inference.threads import use_threads
-from adrec.recommender import Recommender, Request
+from adrec.recommender import Recommender
 from adrec.reindexing import ad_vectors
 from adrec.retrieval.index import AdIndex
 from adrec.retrieval.index_config import IndexConfig
+from adrec.slates import Request
 
 BATCH = 16
 _TOP = 10

@@ -18,8 +18,9 @@ from adrec.features.batches import stack_queries
 from adrec.features.dataset import Dataset
 from adrec.features.fitting import FeatureConfig
 from adrec.models.two_tower import embed_ads
-from adrec.recommender import Recommender, Request, Slate
+from adrec.recommender import Recommender
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID
+from adrec.slates import Request, Slate
 
 CONTEXT = {"device": "mobile", "place": "feed"}
 DAY_MS = 86_400_000

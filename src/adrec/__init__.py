@@ -12,15 +12,20 @@ __all__ = ["Recommender", "Request", "__version__", "use_threads"]
 
 if TYPE_CHECKING:
     from adrec.inference.threads import use_threads
-    from adrec.recommender import Recommender, Request
+    from adrec.recommender import Recommender
+    from adrec.slates import Request
 
 
 def __getattr__(name: str) -> Any:
     """Load the recommender, and torch with it, only when it is asked for."""
-    if name in ("Recommender", "Request"):
+    if name == "Recommender":
         from adrec import recommender
 
-        return getattr(recommender, name)
+        return recommender.Recommender
+    if name == "Request":
+        from adrec import slates
+
+        return slates.Request
     if name == "use_threads":
         from adrec.inference import threads
 

@@ -27,7 +27,7 @@ from adrec.errors import (
 if TYPE_CHECKING:
     from adrec.doctor import Finding
     from adrec.features.dataset import Dataset
-    from adrec.recommender import Request, Slate
+    from adrec.slates import Request, Slate
 
 out = Console(soft_wrap=False)
 notes = Console(stderr=True)
@@ -145,7 +145,7 @@ def parse_request(text: str) -> "Request":
     Raises:
         RequestError: JSON with keys that a request does not have.
     """
-    from adrec.recommender import Request
+    from adrec.slates import Request
 
     text = text.strip()
     if not text.startswith("{"):

@@ -30,6 +30,7 @@ from adrec.inference.choice import (
     convert_preranker,
     example_of,
     fastest,
+    first_choice,
     make_backends,
     possible,
     serving_backends,
@@ -414,3 +415,18 @@ class TestChoice:
             for backend in (Slow(ranker), TorchBackend(ranker))
         )
         assert fastest([slow, fast], example) is fast
+
+    @pytest.mark.parametrize(
+        ("precisions", "seconds", "first"),
+        [
+            (("float32", "int8"), (1.0, 0.95), 0),  # not clearly faster
+            (("float32", "int8"), (1.0, 0.85), 1),
+            (("bf16", "float32"), (0.95, 1.0), 1),
+            (("float32", "float32"), (1.0, 0.95), 1),  # another engine, as exact
+            (("bf16", "int8"), (1.0, 0.95), 1),  # neither is exact
+        ],
+    )
+    def test_a_coarser_one_must_be_clearly_faster(
+        self, precisions: tuple[Precision, ...], seconds: tuple[float, ...], first: int
+    ) -> None:
+        assert first_choice(precisions, seconds) == first

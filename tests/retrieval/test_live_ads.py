@@ -13,7 +13,8 @@ import pytest
 from adrec.bundle import Bundle, ServingConfig
 from adrec.errors import DataError
 from adrec.features.dataset import Dataset
-from adrec.recommender import Recommender, Slate
+from adrec.recommender import Recommender
+from adrec.slates import Slate
 
 CONTEXT = {"device": "mobile", "place": "feed"}
 ALL = 400  # ads of the tiny world

@@ -45,7 +45,8 @@ def recommend(
 ) -> None:
     """Print the top ads for a user, a JSON request, or a file of them."""
     from adrec.inference.threads import use_threads
-    from adrec.recommender import Recommender, Request
+    from adrec.recommender import Recommender
+    from adrec.slates import Request
 
     if sum(one is not None for one in (user, request, users)) != 1:
         raise ConfigError("give one of --user, --request and --users")
@@ -81,7 +82,8 @@ def bench(
     """Time a bundle in this process, end to end and by stage."""
     from adrec.evaluation.latency import batch_rate, stage_latency
     from adrec.inference.threads import use_threads
-    from adrec.recommender import Recommender, Request
+    from adrec.recommender import Recommender
+    from adrec.slates import Request
 
     use_threads(threads)
     recommender = Recommender.load(folder)

@@ -15,7 +15,8 @@ from adrec.inference.backends import Backend, Pool
 from adrec.inference.choice import Admission
 from adrec.metrics import auc
 from adrec.models.ad_rows import AdRows
-from adrec.recommender import Recommender, Request
+from adrec.recommender import Recommender
+from adrec.slates import Request
 from adrec.training.optimiser import has_native_bf16
 
 _ROWS = 8_192  # impressions of the validation period that AUC is compared on

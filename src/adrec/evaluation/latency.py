@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from adrec.recommender import Recommender, Request
+from adrec.recommender import Recommender
+from adrec.slates import Request
 
 _WARM_UP = 5
 

@@ -28,7 +28,8 @@ from adrec.evaluation.top_ads import judge_deciles, judge_top
 from adrec.features.dataset import Dataset
 from adrec.metrics import Grouped
 from adrec.progress import Progress
-from adrec.recommender import Recommender, Request
+from adrec.recommender import Recommender
+from adrec.slates import Request
 
 _LATENCY_REQUESTS = 100
 

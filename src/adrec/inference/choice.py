@@ -110,10 +110,7 @@ class Wanted(Protocol):
 
 
 def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:
-    """The one that scores an example in the least time; median of a few trials, taken in turns.
-
-    A coarser one than float32 must be a tenth faster: less than that is noise.
-    """
+    """The one that scores an example in the least time; median of a few trials, taken in turns."""
     if len(runtimes) == 1:
         return runtimes[0]
     seconds: list[list[float]] = [[] for _ in runtimes]
@@ -127,11 +124,17 @@ def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:
             runtime.score(example.query, pool, lambda scores, _: scores[..., 0], shown=TOP)
             if trial:  # the first one warms up
                 found.append(time.perf_counter() - begun)
-    median = [
-        float(np.median(found)) * (1.0 if runtime.backend.precision == "float32" else _AHEAD)
-        for runtime, found in zip(runtimes, seconds, strict=True)
+    precisions = [runtime.backend.precision for runtime in runtimes]
+    return runtimes[first_choice(precisions, [float(np.median(found)) for found in seconds])]
+
+
+def first_choice(precisions: Sequence[Precision], seconds: Sequence[float]) -> int:
+    """Which is the fastest. A coarser one must be a tenth ahead: less than that is noise."""
+    even = [
+        s if precision == "float32" else s * _AHEAD
+        for precision, s in zip(precisions, seconds, strict=True)
     ]
-    return runtimes[int(np.argmin(median))]
+    return int(np.argmin(even))
 
 
 def serving_backends(

@@ -32,10 +32,11 @@ from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import BundleError
 from adrec.inference.backends import BackendName
 from adrec.inference.threads import in_background, use_threads
-from adrec.recommender import Clock, Request
+from adrec.recommender import Clock
 from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
 from adrec.serving.logs import log_to_stderr
 from adrec.serving.wire import AdInfo, UserOut
+from adrec.slates import Request
 
 T = TypeVar("T")
 

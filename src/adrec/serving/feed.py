@@ -19,7 +19,8 @@ from adrec.data.log_entries import Event, LoggedSlate, with_event
 from adrec.data.log_export import impression_frame, rows_of
 from adrec.data.tables import under_own_names
 from adrec.errors import RequestError
-from adrec.recommender import Recommender, Reported, Request
+from adrec.recommender import Recommender
+from adrec.slates import Reported, Request
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import AdRecError, BundleError, RequestError
 from adrec.inference.backends import BackendName
-from adrec.recommender import Clock, Recommender, Request, Slate
+from adrec.recommender import Clock, Recommender
 from adrec.schema import Schema
 from adrec.serving.feed import Feed
 from adrec.serving.wire import AdInfo, UserOut, ad_info
+from adrec.slates import Request, Slate
 
 _WARM_USERS = 8
 

@@ -18,7 +18,7 @@ from adrec.data.parsing import as_text
 from adrec.errors import ConfigError, EventLogError, OverloadError, RequestError
 from adrec.inference.backends import BackendName
 from adrec.inference.threads import in_background, use_threads
-from adrec.recommender import Clock, Request, Slate, now_ms
+from adrec.recommender import Clock, now_ms
 from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
@@ -29,6 +29,7 @@ from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
 from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
+from adrec.slates import Request, Slate
 
 T = TypeVar("T")
 

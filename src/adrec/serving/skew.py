@@ -22,7 +22,8 @@ from adrec.data.log_export import impression_frame, rows_of
 from adrec.data.tables import under_own_names
 from adrec.features.batches import Past
 from adrec.features.state import Rows, State
-from adrec.recommender import Recommender, past_of
+from adrec.recommender import Recommender
+from adrec.slates import past_of
 
 _PART = 1_000  # slates read at a time
 _CLOSE = 1e-4

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from adrec.data.log_entries import AdStatus, LoggedSlate
-from adrec.recommender import RankedAd, Recommender, Request, Slate
+from adrec.recommender import Recommender
+from adrec.slates import RankedAd, Request, Slate
 
 _MOST_TEXT, _MOST_LIST, _MOST_FIELDS = 512, 1_000, 256
 
