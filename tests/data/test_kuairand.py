@@ -9,6 +9,7 @@ import pytest
 
 from adrec.data.checks import require_valid
 from adrec.data.kuairand import open_kuairand
+from adrec.data.layouts import detect_layout, open_layout
 from adrec.errors import DataError
 from adrec.features.catalogue import Catalogue
 from adrec.features.fitting import FeatureConfig
@@ -149,6 +150,35 @@ def test_kuairand_names_what_is_missing(tmp_path: Path) -> None:
     videos.write_parquet(tmp_path / "videos.parquet")
     with pytest.raises(DataError, match=r"videos\.parquet, column 'tag': the column is missing"):
         open_kuairand(tmp_path)
+
+
+def test_kuairand_files_of_the_data_set_as_they_are(tmp_path: Path) -> None:
+    """The log in two files, each by user; no history is known before it."""
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    write_kuairand(prepared)
+    own = tmp_path / "own"
+    own.mkdir()
+    log = pl.read_parquet(prepared / "impressions.parquet")
+    log[:2].reverse().write_csv(own / "log_standard_4_08_to_4_21_pure.csv")
+    log[2:].write_csv(own / "log_standard_4_22_to_5_08_pure.csv")
+    log.write_csv(own / "log_random_4_22_to_5_08_pure.csv")
+    users = pl.read_parquet(prepared / "users.parquet")
+    users.write_csv(own / "user_features_pure.csv")
+    videos = pl.read_parquet(prepared / "videos.parquet")
+    videos.write_csv(own / "video_features_basic_pure.csv")
+    assert detect_layout(own) == "kuairand"
+    tables, expected = (open_layout("kuairand", folder) for folder in (own, prepared))
+    require_valid(tables)
+    assert tables.ordered().collect().equals(expected.ordered().collect())
+    known = tables.user_frame()
+    assert known is not None
+    assert [known[name].null_count() for name in ("watch_seq", "like_seq", "long_watch_seq")] == [
+        known.height
+    ] * 3
+    (own / "user_features_pure.csv").unlink()
+    with pytest.raises(DataError, match=r"user_features_\*\.csv: is missing, though log_standard"):
+        open_kuairand(own)
 
 
 def test_kuairand_real_data() -> None:

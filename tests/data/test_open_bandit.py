@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from adrec.data.checks import require_valid
+from adrec.data.layouts import detect_layout, open_layout
 from adrec.data.open_bandit import Campaign, LoggingPolicy, open_open_bandit
 from adrec.errors import DataError
 from data.folders import real, write_open_bandit
@@ -26,6 +27,25 @@ def test_open_bandit(tmp_path: Path, policy: LoggingPolicy, campaign: Campaign) 
     assert tables.ad_frame().columns == ["ad_id", *(f"item_feature_{i}" for i in range(4))]
     assert tables.schema.user_id is None
     assert [f.role for f in tables.schema.request_fields] == ["user"] * 5
+
+
+def test_the_files_of_the_data_set_as_they_are(tmp_path: Path) -> None:
+    """It numbers its rows in a first column without a name."""
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    write_open_bandit(prepared)
+    folder = tmp_path / "own" / "random" / "all"
+    folder.mkdir(parents=True)
+    log = pl.read_parquet(prepared / "random_all.parquet")
+    log.with_row_index("").write_csv(folder / "all.csv")
+    items = pl.read_parquet(prepared / "items_all.parquet")
+    items.with_row_index("").write_csv(folder / "item_context.csv")
+    assert detect_layout(tmp_path / "own") == "open_bandit"
+    tables = open_layout("open_bandit", tmp_path / "own")
+    require_valid(tables)
+    expected = open_layout("open_bandit", prepared)
+    assert tables.impressions.frame().collect().equals(expected.impressions.frame().collect())
+    assert tables.ad_frame().equals(expected.ad_frame())
 
 
 def test_open_bandit_names_what_is_missing(tmp_path: Path) -> None:

@@ -140,3 +140,31 @@ def test_users_that_were_erased_are_left_out(server, export, known, tmp_path):
     assert there == before - {"17"}
     assert "17" not in set(tables.user_frame()["user_id"])
     assert check_tables(tables) == []
+
+
+def test_users_that_are_erased_after_an_export_are_left_out_of_the_next(
+    server, export, known, tmp_path
+):
+    """Of every file, the days' that are over and the trained log's alike; what such a user does
+    later is a new user's."""
+
+    def of_17():
+        frame = open_layout("generic", tmp_path / "next").impressions.frame()
+        return frame.filter(pl.col("user_id") == "17").collect().height
+
+    trained = known.impressions.frame().filter(pl.col("user_id") == "17").collect().height
+    served(server, user="17")
+    server.clock.now_ms += 2 * DAY_MS
+    served(server, user="18")
+    export()
+    rows = open_layout("generic", tmp_path / "next").rows()
+    assert of_17() == trained + 2
+    server.admin.delete("/admin/users/17")
+    export()
+    assert of_17() == 0
+    assert open_layout("generic", tmp_path / "next").rows() == rows - trained - 2
+    server.clock.now_ms += 1
+    served(server, user="17")
+    export()
+    assert of_17() == 2
+    assert check_tables(open_layout("generic", tmp_path / "next")) == []

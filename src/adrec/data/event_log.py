@@ -302,6 +302,12 @@ class EventLog:
         with self._translated(), self._engine.connect() as connection:
             return [row.user_id for row in connection.execute(statement)]
 
+    def erasures(self) -> dict[str, int]:
+        """When each user who was ever erased was erased last."""
+        statement = sa.select(ERASURES.c.user_id, ERASURES.c.at_ms)
+        with self._translated(), self._engine.connect() as connection:
+            return {row.user_id: int(row.at_ms) for row in connection.execute(statement)}
+
     def close(self) -> None:
         """Let go of all connections."""
         self._engine.dispose()

@@ -1,23 +1,27 @@
 """KuaiRand: short-video impressions of the Kuaishou app (Gao et al., CIKM 2022; CC BY-SA 4.0).
 
-The folder holds `impressions`, `users`, `videos` and `histories` as Parquet (or CSV, TSV). As an ad
-log: video = ad, author = advertiser, is_click = click, long_view = engagement, and play_time_ms, a
-value that is often zero, stands in for revenue. The log has no request ids, positions or
-propensities. Users keep the numbers and lose the `*_range` buckets that only coarsen them; the
-anonymised one-hot fields are categories. Hour and weekday are those of UTC+8, where the app runs.
+The folder holds the data set's own files, `log_standard_*.csv`, `user_features_*.csv` and
+`video_features_basic_*.csv` (impressions at random are left alone), or a prepared part of it:
+`impressions`, `users`, `videos` and `histories` as Parquet (or CSV, TSV). As an ad log: video = ad,
+author = advertiser, is_click = click, long_view = engagement, and play_time_ms, a value that is
+often zero, stands in for revenue. The log has no request ids, positions or propensities. Users keep
+the numbers and lose the `*_range` buckets that only coarsen them; the anonymised one-hot fields are
+categories. Hour and weekday are those of UTC+8, where the app runs.
 
-Histories are up to 50 positive videos a user, oldest first, without the time of each. They should
-end before the log starts, but for a few users (3 of the 24,151 with impressions) the last item is
-their first logged impression: those users start with an empty history, or the label would leak.
-A fourth history, `shown`, starts empty and grows with every impression of the log.
+The data set's own files tell nothing of the time before the log. The histories of a prepared part
+are up to 50 positive videos a user, oldest first, without the time of each. They should end before
+the log starts, but for a few users (3 of the 24,151 with impressions) the last item is their first
+logged impression: those users start with an empty history, or the label would leak. A fourth
+history, `shown`, starts empty and grows with every impression of the log.
 """
 
 from pathlib import Path
 
 import polars as pl
 
-from adrec.data.files import scan_table
+from adrec.data.files import reading, scan, scan_table
 from adrec.data.tables import Tables, require_columns, tables_from
+from adrec.errors import DataError, Problem
 from adrec.schema import (
     IMPRESSION,
     AnyField,
@@ -39,6 +43,11 @@ _USER_CATEGORIES = (
 )
 _USER_NUMBERS = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
 _VIDEO_CATEGORIES = ("author_id", "video_type", "upload_type", "music_id", "music_type", "tag")
+_OWN = {
+    "impressions": "log_standard_*.csv",
+    "users": "user_features_*.csv",
+    "videos": "video_features_basic_*.csv",
+}
 _HISTORIES = ("watch_seq", "like_seq", "long_watch_seq")
 
 
@@ -46,7 +55,7 @@ def open_kuairand(directory: Path) -> Tables:
     """Open a KuaiRand folder.
 
     Args:
-        directory: the folder with the four tables.
+        directory: the folder with the data set's files, or the four tables.
 
     Returns:
         Lazy tables: nothing but file headers has been read.
@@ -55,10 +64,12 @@ def open_kuairand(directory: Path) -> Tables:
         DataError: a file or a column is missing.
     """
     schema = kuairand_schema()
-    impressions_file, impressions = scan_table(directory, "impressions")
-    users_file, users = scan_table(directory, "users")
-    videos_file, videos = scan_table(directory, "videos")
-    histories_file, histories = scan_table(directory, "histories")
+    own = bool(own_files(directory, "impressions"))
+    table = _scan_own if own else scan_table
+    impressions_file, impressions = table(directory, "impressions")
+    users_file, users = table(directory, "users")
+    videos_file, videos = table(directory, "videos")
+    histories_file, histories = _none(users) if own else scan_table(directory, "histories")
     require_columns(impressions_file, impressions, ("user_id", "time_ms"))
     require_columns(users_file, users, ("user_id",))
     require_columns(
@@ -75,6 +86,11 @@ def open_kuairand(directory: Path) -> Tables:
             "ads": (videos_file, _with_video_properties(videos)),
         },
     )
+
+
+def own_files(directory: Path, table: str) -> list[Path]:
+    """The files that the data set itself has of a table, in the order of their names."""
+    return sorted(directory.glob(_OWN[table]))
 
 
 def kuairand_schema() -> Schema:
@@ -125,6 +141,26 @@ def kuairand_schema() -> Schema:
             CounterSpec(columns=("duration_band", "tab")),
         ),
     )
+
+
+def _scan_own(directory: Path, table: str) -> tuple[str, pl.LazyFrame]:
+    """The name of a table's first file, and the lazy content of all."""
+    files = own_files(directory, table)
+    if not files:
+        problem = Problem(
+            file=str(directory / _OWN[table]),
+            problem=f"is missing, though {own_files(directory, 'impressions')[0].name} is there",
+            remedy="Put all files of the data set into one folder",
+        )
+        raise DataError("A log needs all of its tables:", [problem])
+    with reading(str(files[0])):
+        return str(files[0]), pl.concat([scan(file) for file in files])
+
+
+def _none(users: pl.LazyFrame) -> tuple[str, pl.LazyFrame]:
+    """Empty histories."""
+    nothing = {name: pl.lit(None, dtype=pl.List(pl.String)) for name in _HISTORIES}
+    return "", users.select("user_id", last_time_ms=pl.lit(0), **nothing)
 
 
 def _history(name: str, *, grows_with: str | None, length: int) -> SequenceField:

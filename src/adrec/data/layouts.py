@@ -7,9 +7,9 @@ from typing import Literal
 from adrec.data.criteo import FILES as CRITEO_FILES
 from adrec.data.criteo import open_criteo
 from adrec.data.files import SUFFIXES
-from adrec.data.kuairand import open_kuairand
+from adrec.data.kuairand import open_kuairand, own_files
 from adrec.data.movielens import open_movielens
-from adrec.data.open_bandit import open_open_bandit
+from adrec.data.open_bandit import CAMPAIGNS, POLICIES, open_open_bandit, own_log
 from adrec.data.tables import Tables, open_tables
 from adrec.errors import ConfigError, DataError, Problem
 from adrec.schema import Schema, load_schema, parse_schema
@@ -67,14 +67,16 @@ def detect_layout(directory: Path) -> Layout:
     is_criteo_file = directory.is_file() and directory.name in CRITEO_FILES
     if is_criteo_file or any(_has(directory, name) for name in CRITEO_FILES):
         return "criteo"
-    if all(_has_table(directory, name) for name in ("impressions", "videos", "histories")):
+    prepared = all(_has_table(directory, name) for name in ("impressions", "videos", "histories"))
+    if prepared or own_files(directory, "impressions"):
         return "kuairand"
     if any(_has(directory, name) for name in ("ratings.csv", "ratings.dat", "u.data")):
         return "movielens"
     if any(
         _has_table(directory, f"{policy}_{campaign}")
-        for policy in ("bts", "random")
-        for campaign in ("all", "men", "women")
+        or own_log(directory, policy, campaign).is_file()
+        for policy in POLICIES
+        for campaign in CAMPAIGNS
     ):
         return "open_bandit"
     found = sorted(p.name for p in directory.iterdir())[:12] if directory.is_dir() else []
@@ -83,8 +85,9 @@ def detect_layout(directory: Path) -> Layout:
         problem=f"holds {', '.join(found) or 'nothing'}" if directory.is_dir() else "is no folder",
         remedy=(
             f"Looked for {SCHEMA_FILE} with tables beside it (generic, synthetic); "
-            f"{' or '.join(CRITEO_FILES)} (criteo); impressions, videos and histories (kuairand); "
-            "ratings.csv, ratings.dat or u.data (movielens); random_all or bts_all (open_bandit); "
+            f"{' or '.join(CRITEO_FILES)} (criteo); log_standard_*.csv, or impressions, videos and "
+            "histories (kuairand); ratings.csv, ratings.dat or u.data (movielens); "
+            "random/all/all.csv or random_all (open_bandit); "
             f"tables end in {', '.join(SUFFIXES)}. Name the layout, or add a {SCHEMA_FILE}"
         ),
     )

@@ -1,10 +1,10 @@
 """Log export: what a server logged, as the tables that the next version trains on.
 
-The folder holds the log that the served version was trained on, under adrec's own names and without
-users that were erased since, and beside
+The folder holds the log that the served version was trained on, under adrec's own names, and beside
 its impressions a file for each day of serving. An impression is written once its outcomes are
 settled, that is once the longest delay among the tasks is over. The same export again brings the
-folder up to date, also after a version has been trained on it.
+folder up to date, also after a version has been trained on it. What users did before they were
+erased is in none of its files.
 """
 
 import datetime as dt
@@ -79,12 +79,14 @@ def export_log(
     schema = schema.model_copy(update={"name": name})
     ads, folder = _ads(log, known), out / "impressions"
     new_ms, settled_ms = _end_ms(known) + 1, now_ms - max(task.delay_ms for task in schema.tasks)
-    erased = log.erased(from_ms=new_ms)
-    remain = ~pl.col(USER_ID).is_in(erased) if erased and schema.user_id else pl.lit(True)
+    erased_ms = log.erasures() if schema.user_id else {}
     folder.mkdir(parents=True, exist_ok=True)
     if not only_new and not (folder / f"{_BEFORE}.parquet").exists():
         with reading(known.impressions.file):
-            _whole(folder / f"{_BEFORE}.parquet", known.impressions.frame().filter(remain))
+            before = _without(known.impressions.frame(), erased_ms)
+            _whole(folder / f"{_BEFORE}.parquet", before)
+    for path in sorted(folder.glob("*.parquet")):
+        _forget(path, erased_ms)
     profiles: dict[str, Mapping[str, Any]] = {}
     days, impressions = [], 0
     start_ms, end_ms = log.span_ms() or (0, -1)
@@ -105,7 +107,9 @@ def export_log(
     if schema.users_table:
         users = known.user_frame()
         assert users is not None
-        users = _with_profiles(schema, users.filter(remain), profiles)
+        erased = [user for user, at_ms in erased_ms.items() if at_ms >= new_ms]
+        users = users.filter(~pl.col(USER_ID).is_in(erased))
+        users = _with_profiles(schema, users, profiles)
         _whole(out / "users.parquet", users.lazy())
     (out / SCHEMA_FILE).write_text(schema.dump())
     late = log.shown(max(settled_ms, new_ms), end_ms + 1)
@@ -162,6 +166,23 @@ def _end_ms(known: Tables) -> int:
     with reading(known.impressions.file):
         last = known.impressions.frame().select(pl.col(TIMESTAMP_MS).max())
         return int(last.collect(engine="streaming").item())
+
+
+def _without(rows: pl.LazyFrame, erased_ms: Mapping[str, int]) -> pl.LazyFrame:
+    """Impressions without what users did before they were erased."""
+    if not erased_ms:
+        return rows
+    at_ms = pl.col(USER_ID).replace_strict(erased_ms, default=None, return_dtype=pl.Int64)
+    return rows.filter((pl.col(TIMESTAMP_MS) > at_ms).fill_null(True))
+
+
+def _forget(path: Path, erased_ms: Mapping[str, int]) -> None:
+    """Leave out of a file that an earlier export wrote what `_without` leaves out."""
+    rows = pl.scan_parquet(path)
+    remaining = _without(rows, erased_ms)
+    counted = pl.len()
+    if remaining.select(counted).collect().item() < rows.select(counted).collect().item():
+        _whole(path, remaining)
 
 
 def _after(path: Path, new_ms: int, new: pl.LazyFrame) -> pl.LazyFrame:

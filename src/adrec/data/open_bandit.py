@@ -1,15 +1,16 @@
 """Open Bandit: a fashion shop's recommendations with propensities (Saito et al., 2021; CC BY 4.0).
 
-The folder holds `{bts,random}_{all,men,women}.parquet` and `items_{all,men,women}.parquet` (or CSV,
-TSV). bts is Bernoulli Thompson sampling, random is uniform; both were logged side by side, so each
-can judge an estimate made from the other. Item = ad. Position is 1 to 3; the propensity is that of
-the item at that position. There are no user ids and no request ids: four hashed user features and
+The folder holds the data set's own files, such as `random/all/all.csv` and `item_context.csv` beside
+it, or `{bts,random}_{all,men,women}.parquet` and `items_{all,men,women}.parquet` (or CSV, TSV). bts
+is Bernoulli Thompson sampling, random is uniform; both were logged side by side, so each can judge
+an estimate made from the other. Item = ad. Position is 1 to 3; the propensity is that of the item
+at that position. There are no user ids and no request ids: four hashed user features and
 the affinities of the visitor to each item (one vector, `affinity`) arrive with the request.
 """
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -28,6 +29,8 @@ from adrec.schema import (
 
 LoggingPolicy = Literal["bts", "random"]
 Campaign = Literal["all", "men", "women"]
+POLICIES: tuple[LoggingPolicy, ...] = get_args(LoggingPolicy)
+CAMPAIGNS: tuple[Campaign, ...] = get_args(Campaign)
 
 _AFFINITY = re.compile(r"user-item_affinity_(\d+)")
 
@@ -46,8 +49,12 @@ def open_open_bandit(directory: Path, *, policy: LoggingPolicy, campaign: Campai
     Raises:
         DataError: a file or a column is missing.
     """
-    file, impressions = scan_table(directory, f"{policy}_{campaign}")
-    items_file, items = scan_table(directory, f"items_{campaign}")
+    tables = directory, f"{policy}_{campaign}", f"items_{campaign}"
+    if (own := own_log(directory, policy, campaign)).is_file():
+        tables = own.parent, campaign, "item_context"
+    folder, log, catalogue = tables
+    file, impressions = scan_table(folder, log)
+    items_file, items = scan_table(folder, catalogue)
     require_columns(file, impressions, ("timestamp",))
     columns = impressions.collect_schema()
     affinities = sorted(
@@ -68,6 +75,11 @@ def open_open_bandit(directory: Path, *, policy: LoggingPolicy, campaign: Campai
         open_bandit_schema(affinities=len(affinities)),
         {"impressions": (file, impressions), "ads": (items_file, items)},
     )
+
+
+def own_log(directory: Path, policy: LoggingPolicy, campaign: Campaign) -> Path:
+    """Where the data set itself has the log of a policy in a campaign."""
+    return directory / policy / campaign / f"{campaign}.csv"
 
 
 def open_bandit_schema(*, affinities: int) -> Schema:

@@ -210,6 +210,13 @@ def holds_all(space: Space, values: Mapping[str, Any]) -> bool:
     return all(found.holds(values[path]) for path, found in space.items())
 
 
+def is_listable(space: Space) -> bool:
+    """Whether its points are few enough to walk."""
+    lists = [found.values() for found in space.values()]
+    counts = [len(values) for values in lists if values is not None]
+    return len(counts) == len(lists) and math.prod(counts) <= _MOST_LISTED
+
+
 def grid(space: Space, seed: int) -> list[dict[str, Any]]:
     """Every combination of values, in an order drawn once.
 

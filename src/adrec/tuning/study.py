@@ -19,7 +19,7 @@ import numpy as np
 
 from adrec.errors import ConfigError
 from adrec.tuning.config import Judge, TuneConfig
-from adrec.tuning.space import Space, grid, holds_all
+from adrec.tuning.space import Space, grid, holds_all, is_listable
 from adrec.tuning.trial import Draw, Ending, Outcome
 
 try:
@@ -31,7 +31,7 @@ except ImportError as error:
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-_REDRAWS = 20  # of settings that were tried before
+_REDRAWS = 20  # of settings that were tried before; the later half are not the sampler's
 _KEPT = ("metric", "value", "epoch", "epochs", "minutes")
 _FEWEST = 4  # trials that importance can be told from
 _ENDINGS: Mapping[TrialState, Ending] = {
@@ -89,13 +89,16 @@ class Study:
 
     def draw(self) -> Draw | None:
         """Settings that no trial has had; None once there are enough trials, or none is left."""
-        for attempt in range(_REDRAWS):
+        for attempt in range(_REDRAWS + 1):
             waiting = self._of(TrialState.WAITING)
             if not waiting:
                 number = self._free_number()
                 if number > self.limit:
                     return None
-                self._plan(number)
+                if attempt < _REDRAWS:
+                    self._plan(number)
+                elif not self._plan_untried(number):
+                    return None
             else:
                 number = min(trial.user_attrs["number"] for trial in waiting)
             self._study.sampler = self._sampler(number, attempt)
@@ -179,13 +182,28 @@ class Study:
         if self._points is not None:
             planned = self._points[number - 1]
         if planned is not None:
-            params = {path: self._encoded(path, value) for path, value in planned.items()}
-            self._study.enqueue_trial(params, user_attrs={"number": number})
+            self._enqueue(number, planned)
+
+    def _plan_untried(self, number: int) -> bool:
+        """Where chance finds nothing new: the first that is, if the space can be listed."""
+        if not is_listable(self._space):
+            return False
+        tried = {_point(trial.params) for trial in self._of(*TrialState) if _counts(trial)}
+        for point in grid(self._space, self._config.seed):
+            if _point({path: self._encoded(path, value) for path, value in point.items()}) in tried:
+                continue
+            self._enqueue(number, point)
+            return True
+        return False
+
+    def _enqueue(self, number: int, settings: Mapping[str, Any]) -> None:
+        params = {path: self._encoded(path, value) for path, value in settings.items()}
+        self._study.enqueue_trial(params, user_attrs={"number": number})
 
     def _sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
         sequence = np.random.SeedSequence([self._config.seed, number, attempt])
         seed = int(sequence.generate_state(1)[0])
-        if self._config.sampler == "tpe":
+        if self._config.sampler == "tpe" and attempt < _REDRAWS // 2:
             return optuna.samplers.TPESampler(seed=seed)
         return optuna.samplers.RandomSampler(seed=seed)
 
@@ -195,7 +213,7 @@ class Study:
 
     def _is_known(self, trial: optuna.Trial) -> bool:
         others = (t for t in self._of(*TrialState) if t.number != trial.number and _counts(t))
-        return any(other.params == trial.params for other in others)
+        return any(_point(other.params) == _point(trial.params) for other in others)
 
     def _of(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states)
@@ -217,6 +235,14 @@ def _counts(trial: FrozenTrial) -> bool:
     if "number" not in trial.user_attrs:
         return False
     return trial.state != TrialState.FAIL or "problem" in trial.user_attrs
+
+
+def _point(params: Mapping[str, Any]) -> frozenset[tuple[str, Any]]:
+    """Parameters to compare by: steps of a range are sums, which round differently."""
+    return frozenset(
+        (path, round(value, 12) if isinstance(value, float) else value)
+        for path, value in params.items()
+    )
 
 
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
