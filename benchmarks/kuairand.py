@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from adrec import metrics, pipeline
-from adrec.calibration import Calibration
+from adrec.calibration import Calibration, fit_calibration
 from adrec.config import RunConfig, load_config, with_settings
 from adrec.evaluation.baselines import LightGBM, LightGBMConfig, Popularity, RankingRival
 from adrec.evaluation.bootstrap import paired_bootstrap
@@ -51,6 +51,7 @@ from adrec.models.ranker import Ranker
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 from adrec.stages import Trained, train_ranker, train_stages, train_two_tower
+from adrec.training.boosting import score_with_trees
 
 _ROOT = Path(__file__).resolve().parent.parent
 _UTC8 = timezone(timedelta(hours=8))
@@ -125,6 +126,7 @@ def measure(
     trained, others = train_all(fixed, work, seeds, jobs, ablations)
     together = pipeline.calibrate(base, dataset, chosen)
     alone = pipeline.calibrate(base, dataset, replace(chosen, trees=None))
+    trees_alone = calibrate_trees(base, dataset, chosen)
     found: dict[Key, list[float]] = defaultdict(list)
     scores: dict[str, list[Scores]] = defaultdict(list)
     for seed, stages in zip(seeds, trained, strict=True):
@@ -138,9 +140,8 @@ def measure(
         ]
         rivals = [Kept(rival, scores[rival.name]) for rival in rivals]
         rivals.append(Part(_ALONE, recommender, stages.ranker, alone))
-        if stages.trees is not None:
-            only = together.model_copy(update={"tree_weights": (1.0,) * len(together.tasks)})
-            rivals.append(Part(f"{OURS}, trees alone", recommender, stages.ranker, only))
+        if trees_alone is not None:
+            rivals.append(Part(f"{OURS}, trees alone", recommender, stages.ranker, trees_alone))
         if seed == seeds[0]:  # what knows no seed
             rivals.append(Popularity(refit=True))
             rivals += [
@@ -249,6 +250,22 @@ class Kept:
             self._scores.append(found)
         self._kept = True
         return found
+
+
+def calibrate_trees(config: RunConfig, dataset: Dataset, trained: Trained) -> Calibration | None:
+    """The calibration of the trees by themselves, if there are any."""
+    if trained.trees is None:
+        return None
+    valid, layout = dataset.requests("valid"), dataset.features.layout
+    fitted = fit_calibration(
+        config.calibration,
+        score_with_trees(trained.trees, dataset, valid),
+        dataset.labels_NK[dataset.rows_of(valid)],
+        layout.task_kinds,
+        negative_rate=1.0,
+        positive_weight=1.0,
+    )
+    return fitted.model_copy(update={"tree_weights": (1.0,) * len(fitted.tasks)})
 
 
 class Part:

@@ -604,6 +604,19 @@ class TestBench:
         assert adrec("bench", tiny_run, flag, 0).code == 2
 
 
+def test_log_export_has_the_versions_settings_for_the_new_log(
+    adrec: Adrec, tiny_run: Path, tmp_path: Path
+) -> None:
+    out, events = tmp_path / "next", f"sqlite:///{tmp_path}/events.db"
+    found = adrec("log", "export", tiny_run, "--out", out, "--events", events)
+    assert found.code == 0, found.err
+    assert f"--config {out / 'train.yaml'}" in found.err
+    config = load_config(out / "train.yaml", {})
+    version = load_config(find_version(tiny_run) / "config.json", {})
+    assert (config.ranker, config.training) == (version.ranker, version.training)
+    assert pipeline.open_log(config.data).rows() == pipeline.open_log(version.data).rows()
+
+
 class TestExport:
     def test_files(self, adrec: Adrec, tiny_run: Path, tmp_path: Path) -> None:
         found = adrec("export", tiny_run, "--out", tmp_path / "onnx")

@@ -13,6 +13,7 @@ from adrec.data.movielens import movielens_schema
 from adrec.data.open_bandit import open_bandit_schema
 from adrec.errors import ConfigError
 from adrec.schema import Schema, load_schema, parse_config, parse_schema
+from adrec.serving.config import ServerConfig
 
 SHOP = """
 name: shop
@@ -175,3 +176,9 @@ def test_what_is_no_schema_is_said_so(tmp_path: Path) -> None:
         parse_schema("name: [")
     with pytest.raises(ConfigError, match="expected keys"):
         parse_schema("- click")
+
+
+def test_an_error_does_not_repeat_a_secret() -> None:
+    with pytest.raises(ConfigError, match=r"events_token: .*at least 16") as caught:
+        parse_config(ServerConfig, {"events_token": "hunter2"}, source="server.yaml")
+    assert "hunter2" not in str(caught.value)

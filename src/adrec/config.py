@@ -148,6 +148,29 @@ def with_settings(config: RunConfig, values: Mapping[str, Any], *, source: str) 
     return parse_config(RunConfig, content, source=source)
 
 
+def for_log(config: RunConfig, folder: Path) -> RunConfig:
+    """The same settings for a newer log with a schema of its own, such as a server's export.
+
+    Times of the older log's periods mean nothing there: shares of the impressions take over.
+    """
+    data = {"path": folder.absolute(), "layout": None, "schema_file": None, "rows": None}
+    times = {"valid_from": None, "test_from": None, "test_to": None}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "split": config.split.model_copy(update=times),
+        }
+    )
+
+
+def write_config(path: Path, config: RunConfig, *, header: str) -> None:
+    """Write all settings as YAML under some lines of comment; whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    unfinished.write_text(header + content)
+    unfinished.replace(path)
+
+
 def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
     """Turn `key.path=value` into a mapping; values are read as YAML.
 

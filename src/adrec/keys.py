@@ -5,7 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-_IN_PARTS = ("impressions", "users", "ads")  # tables that may be folders of files
+_IN_PARTS = (*(f"{table}/*.parquet" for table in ("impressions", "users", "ads")), "*/*/*.csv")
+"""Of a folder, where tables may lie in folders of their own."""
+_READ = (
+    ".parquet", ".csv", ".tsv", ".txt", ".gz", ".dat", ".data", ".item", ".user",
+    "schema.yaml",
+)  # fmt: skip
+"""Endings of what a log is read from; what else lies there, such as notes, decides nothing."""
 
 
 def key_of(*parts: Any) -> str:
@@ -15,8 +21,10 @@ def key_of(*parts: Any) -> str:
 
 
 def write_key(directory: Path, key: str) -> None:
-    """Say what the folder's content is made of."""
-    (directory / "run.json").write_text(json.dumps({"key": key}))
+    """Say what the folder's content is made of; at no instant is it said by half."""
+    unfinished = directory / "run.json.unfinished"
+    unfinished.write_text(json.dumps({"key": key}))
+    unfinished.replace(directory / "run.json")
 
 
 def has_key(directory: Path, key: str) -> bool:
@@ -32,8 +40,8 @@ def files_of(path: Path | None) -> list[tuple[str, int, int]]:
     """Names, sizes and times of change of a log's files."""
     if path is None or not path.exists():
         return []
-    parts = [part for table in _IN_PARTS for part in path.glob(f"{table}/*.parquet")]
-    files = (
-        [path] if path.is_file() else sorted(p for p in [*path.iterdir(), *parts] if p.is_file())
-    )
+    files = [path]
+    if path.is_dir():
+        there = {p for where in ("*", *_IN_PARTS) for p in path.glob(where)}
+        files = sorted(p for p in there if p.is_file() and p.name.endswith(_READ))
     return [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

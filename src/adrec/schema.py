@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from adrec.errors import ConfigError
 
@@ -365,6 +366,12 @@ def load_schema(path: Path) -> Schema:
     return parse_schema(text, source=str(path))
 
 
+def _may_be_shown(item: ErrorDetails) -> bool:
+    """Whether an error may repeat the value: a table of settings is too long, a token is secret."""
+    secret = any(str(part).endswith("token") for part in item["loc"])
+    return not secret and not isinstance(item["input"], dict)
+
+
 def parse_config(model: type[ConfigT], content: Any, *, source: str) -> ConfigT:
     """Validate `content` as `model`, turning pydantic's errors into one that names each field."""
     try:
@@ -372,7 +379,7 @@ def parse_config(model: type[ConfigT], content: Any, *, source: str) -> ConfigT:
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
-            + (f" (got {item['input']!r})" if not isinstance(item["input"], dict) else "")
+            + (f" (got {item['input']!r})" if _may_be_shown(item) else "")
             for item in error.errors()
         ]
         raise ConfigError("\n".join([f"{source}: not valid:", *lines])) from error

@@ -87,6 +87,7 @@ def train_two_tower(
     objective = TwoTowerObjective(
         two_tower,
         dataset,
+        positive_weight=settings.positive_weight,
         valid_requests=settings.valid_requests,
         device=choose_device(settings.device),
     )

@@ -80,7 +80,7 @@ def test_an_unknown_folder_is_told_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.docx").touch()
     with pytest.raises(DataError) as caught:
         detect_layout(tmp_path)
-    for clue in ("notes.docx", "schema.yaml", "train.txt", "histories", "ratings.csv", "random_all"):
+    for clue in ("notes.docx", "schema.yaml", "train.txt", "histories", "ratings.csv", "all.csv"):
         assert clue in str(caught.value)
     with pytest.raises(DataError, match="is no folder"):
         detect_layout(tmp_path / "nowhere")

@@ -254,10 +254,14 @@ class TestRetrieval:
         for recalls in result["retrieval"]["models"].values():
             assert list(recalls) == ["recall@5", "recall@20", "recall@100", "NDCG@10"]
 
-    def test_no_depth_is_left(self, recommender: Recommender, dataset: Dataset) -> None:
-        config = EvaluationConfig(replicates=0, recall_at=(401,))
-        with pytest.raises(ConfigError, match="recall_at"):
-            evaluate(recommender, dataset, config)
+    def test_where_none_is_left_the_catalogue_is_one(
+        self, recommender: Recommender, dataset: Dataset
+    ) -> None:
+        """A small shop is not refused for depths that it never asked for."""
+        config = EvaluationConfig(replicates=0, recall_at=(401, 1000), pipeline_queries=0)
+        found = evaluate(recommender, dataset, config)["retrieval"]["models"]
+        assert [list(recalls) for recalls in found.values()] == [["recall@400", "NDCG@10"]] * 2
+        assert found["adrec, exact search"]["recall@400"]["estimate"] == 1.0
 
     def test_recall_by_brute_force(
         self, result: Result, recommender: Recommender, dataset: Dataset

@@ -7,7 +7,7 @@ import pytest
 
 from adrec import pipeline
 from adrec.bundle import Bundle, find_version
-from adrec.config import load_config
+from adrec.config import for_log, load_config
 from adrec.data.checks import check_tables
 from adrec.data.event_log import EventLog
 from adrec.data.layouts import open_layout
@@ -89,8 +89,7 @@ def test_what_was_served_trains_the_next_version(serve, export, run_copy, known,
     assert check_tables(tables) == []
     assert tables.rows() == known.rows() + 60
 
-    config = load_config(find_version(run_copy) / "config.json", {"data.path": str(folder)})
-    config = config.model_copy(update={"data": config.data.model_copy(update={"layout": None})})
+    config = for_log(load_config(find_version(run_copy) / "config.json", {}), folder)
     old = server.service.versions.current
     pipeline.run(config, run_copy, progress=Progress())
     new = server.admin.post("/admin/swap").json()["version"]

@@ -49,9 +49,11 @@ class Noted(TwoTower):
         super().__init__(config, dataset.features.layout)
         self.given: list[tuple[Batch, Draws, Shares]] = []
 
-    def loss(self, batch: Batch, draws: Draws, shares: Shares) -> Tensor:
+    def loss(
+        self, batch: Batch, draws: Draws, shares: Shares, *, positive_weight: float = 1.0
+    ) -> Tensor:
         self.given.append((batch, draws, shares))
-        return super().loss(batch, draws, shares)
+        return super().loss(batch, draws, shares, positive_weight=positive_weight)
 
 
 def objective_of(dataset: Dataset, **changes: Any) -> tuple[TwoTowerObjective, Noted]:
@@ -336,3 +338,22 @@ def test_the_period_in_which_an_ad_was_first_there(tiny_dataset: Dataset) -> Non
     assert (first_A[never] > 10**9).all()
     found.pop(0, None)
     assert {ad: int(first_A[ad]) for ad in found} == found
+
+
+def test_a_clicks_weight_is_in_the_pointwise_loss_alone(tiny_dataset: Dataset) -> None:
+    """The loss of a batch less that with another weight is what the clicks' log loss gained."""
+    batch = tiny_dataset.batch(tiny_dataset.requests("train")[:64])
+    losses = []
+    for weight, pointwise in ((1.0, 1.0), (3.0, 1.0), (5.0, 1.0), (1.0, 0.0), (3.0, 0.0)):
+        torch.manual_seed(0)
+        model = TwoTower(
+            TOWER.model_copy(update={"pointwise_weight": pointwise}), tiny_dataset.features.layout
+        )
+        objective = TwoTowerObjective(
+            model, tiny_dataset, valid_requests=50, device=CPU, positive_weight=weight
+        )
+        losses.append(float(objective.loss(batch, np.random.default_rng(0)).detach()))
+    once, thrice, five_times, softmax, same = losses
+    assert thrice > once
+    assert five_times - thrice == pytest.approx(thrice - once, rel=1e-4)
+    assert same == softmax

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adrec.console import notes, out, show_load, write_json
-from adrec.options import JsonFile, Run, Settings
+from adrec.options import JsonFile, Run
 from adrec.progress import Progress
 
 if TYPE_CHECKING:
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Events = Annotated[
     str | None, typer.Option(help="SQLAlchemy URL of the event log; else a file in the run.")
+]
+
+ServerSettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any setting of the server: --set batching.at_once=4."),
 ]
 
 log = typer.Typer(help="What a server logged: train on it, check it.", no_args_is_help=True)
@@ -33,7 +38,7 @@ def serve(
     config_file: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML with settings of the server.")
     ] = None,
-    settings: Settings = None,
+    settings: ServerSettings = None,
 ) -> None:
     """Answer requests for ads over HTTP; the page /docs tells all of them.
 
@@ -131,14 +136,17 @@ def export(
     """Write what was served, and the log that the version learned from, as a folder to train on.
 
     An impression is written once its outcomes are settled: after the longest delay of the schema's
-    tasks. The same command again brings the folder up to date.
+    tasks. The same command again brings the folder up to date. `train.yaml` beside them has the
+    version's settings for this log.
     """
     from adrec.bundle import find_version
-    from adrec.config import load_config
+    from adrec.config import for_log, load_config, write_config
     from adrec.data.log_export import export_log
     from adrec.pipeline import open_log
 
-    known = open_log(load_config(find_version(folder) / "config.json", {}).data)
+    version = find_version(folder)
+    config = load_config(version / "config.json", {})
+    known = open_log(config.data)
     event_log = _event_log(folder, events)
     now_ms = time.time_ns() // 1_000_000
     done = export_log(
@@ -148,16 +156,20 @@ def export(
         f"{done.impressions:,} impressions of {len(done.days)} days; {done.unsettled:,} are left "
         "until their outcomes are settled"
     )
-    notes.print(f"wrote {out_folder}; train on it: adrec train --data {out_folder} --out {folder}")
+    settings = out_folder / "train.yaml"
+    header = f"# The settings of version {version.name}, for what it served.\n"
+    write_config(settings, for_log(config, out_folder), header=header)
+    notes.print(f"wrote {out_folder}; train on it: adrec train --config {settings} --out {folder}")
 
 
 @log.command(epilog="Example: adrec log check runs/mine")
 def check(folder: Run, events: Events = None) -> None:
     """Compare what the models were told while serving with what they would learn from the log.
 
-    A server keeps what the models were told of a sample of answers (`--set sample=0.01`). A
-    difference, which ends this with code 1, means that models serve on other numbers than they
-    learn from: mostly, that outcomes come later than the `delay_ms` of their task allows.
+    A server keeps what the models were told of a sample of answers (`adrec serve --set
+    sample=0.01`). A difference, which ends this with code 1, means that models serve on other
+    numbers than they learn from: mostly, that outcomes come later than the `delay_ms` of their task
+    allows.
     """
     from adrec.bundle import find_version
     from adrec.serving.loaded import load

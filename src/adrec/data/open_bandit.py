@@ -1,7 +1,7 @@
 """Open Bandit: a fashion shop's recommendations with propensities (Saito et al., 2021; CC BY 4.0).
 
-The folder holds the data set's own files, such as `random/all/all.csv` and `item_context.csv` beside
-it, or `{bts,random}_{all,men,women}.parquet` and `items_{all,men,women}.parquet` (or CSV, TSV). bts
+The folder holds the data set's own files (`random/all/all.csv`, `item_context.csv` beside it, ...),
+or `{bts,random}_{all,men,women}.parquet` and `items_{all,men,women}.parquet` (or CSV, TSV). bts
 is Bernoulli Thompson sampling, random is uniform; both were logged side by side, so each can judge
 an estimate made from the other. Item = ad. Position is 1 to 3; the propensity is that of the item
 at that position. There are no user ids and no request ids: four hashed user features and

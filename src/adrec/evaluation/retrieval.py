@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrec import metrics
-from adrec.errors import ConfigError
 from adrec.evaluation.bootstrap import bootstrap
 from adrec.evaluation.cold_start import cold_retrieval
 from adrec.evaluation.judged import BEST_POSSIBLE, OURS, EvaluationConfig
@@ -43,9 +42,8 @@ def judge_retrieval(
     if not len(asked.requests_Q):
         return {"queries": 0, "models": {}}
     progress.say(f"retrieval: {len(asked.requests_Q):,} queries")
-    depths = [k for k in config.recall_at if k < len(dataset.catalogue)]
-    if not depths:
-        raise ConfigError("evaluation.recall_at: every depth is beyond the catalogue's size")
+    ads = len(dataset.catalogue) - 1
+    depths = [k for k in config.recall_at if k <= ads] or [ads]
     deepest = max(depths)
     recommender = recommender.as_of(dataset.state("test"), dataset.split.test_from_ms)
     by_search, by_index = f"{OURS}, exact search", f"{OURS}, {recommender.index.kind} index"

@@ -224,20 +224,23 @@ class TwoTower(nn.Module):
         bias = self.ad_bias(described).float() * self.log_temperature.exp()
         return torch.cat([functional.normalize(vectors, dim=-1), bias], dim=-1)
 
-    def loss(self, batch: Batch, draws: Draws, shares: Shares) -> Tensor:
+    def loss(
+        self, batch: Batch, draws: Draws, shares: Shares, *, positive_weight: float = 1.0
+    ) -> Tensor:
         """Weighted sum of the losses on a batch.
 
         Args:
             batch: requests with their impressions.
             draws: what was drawn at random for this batch.
             shares: how often each ad is a positive.
+            positive_weight: of a click in the pointwise loss.
         """
         users_BD = self.users(batch.query)
         ads_BND = self.ads(batch.candidates.ads, draws.standing_BNS)
         mask_BN = batch.candidates.mask_BN
         clicks_BN = batch.labels_BNK[..., 0]
         logits_BN = torch.einsum("bd,bnd->bn", users_BD, ads_BND) * self.scale + self.bias
-        pointwise = binary_loss(logits_BN[mask_BN], clicks_BN[mask_BN]).mean()
+        pointwise = binary_loss(logits_BN[mask_BN], clicks_BN[mask_BN], positive_weight).mean()
         softmax = pointwise.new_zeros(())
         positive_BN = mask_BN & (clicks_BN > 0)
         if positive_BN.any():

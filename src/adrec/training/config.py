@@ -39,7 +39,8 @@ class TrainConfig(Strict):
     """Share of impressions without a click (the first task) that are kept, drawn anew each epoch.
     Calibration corrects the click for it; in the other tasks' losses those kept weigh more."""
     positive_weight: float = Field(default=1.0, gt=0.0)
-    """Weight of a positive of a binary task in the loss. Calibration corrects for it."""
+    """Weight of a positive of a binary task in the loss, in retrieval's of a click in the pointwise
+    one. The ranker's calibration corrects for it."""
     new_user_share: float = Field(default=0.3, ge=0.0, le=1.0)
     """Share of requests that are made to look like a new user's; see `forget_users`."""
     new_ad_share: float = Field(default=0.1, ge=0.0, le=1.0)

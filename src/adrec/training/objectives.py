@@ -117,9 +117,11 @@ class TwoTowerObjective:
         *,
         valid_requests: int,
         device: torch.device,
+        positive_weight: float = 1.0,
         recall_at: int = 100,
     ) -> None:
         self.model = model
+        self._positive_weight = positive_weight
         self._dataset = dataset
         self._device = device
         self._recall_at = min(recall_at, max(1, len(dataset.catalogue) // 10))
@@ -160,7 +162,8 @@ class TwoTowerObjective:
             cut_B=torch.from_numpy(cuts),
         )
         shares = Shares(self._clicks_PA[period], self._histories_A)
-        return self.model.loss(batch, to_device(draws, self._device), shares)
+        draws = to_device(draws, self._device)
+        return self.model.loss(batch, draws, shares, positive_weight=self._positive_weight)
 
     def validate(self) -> Mapping[str, float]:
         """Share of clicked ads among the nearest of all ads, by brute force. The index is

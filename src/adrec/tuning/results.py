@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adrec.config import RunConfig, with_settings
+from adrec.config import RunConfig, with_settings, write_config
 from adrec.tuning.config import Judge
 from adrec.tuning.trial import Ending, Outcome, labels
 
@@ -77,10 +76,7 @@ def write_so_far(out: Path, tuned: Tuned) -> None:
         "# Epochs are as they were in the trial: the learning rate falls over all of them, and\n"
         "# training keeps the best by itself.\n"
     )
-    content = tuned.best_config().model_dump(mode="json")
-    unfinished = out / "best.yaml.unfinished"
-    unfinished.write_text(header + yaml.safe_dump(content, sort_keys=False))
-    unfinished.replace(out / "best.yaml")
+    write_config(out / "best.yaml", tuned.best_config(), header=header)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:
