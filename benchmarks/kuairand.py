@@ -61,7 +61,7 @@ _ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "ranker of click alone": {"training.task_weights": (1.0, 0.0, 0.0)},
     "ranker of long_view alone": {"training.task_weights": (0.0, 1.0, 0.0)},
     "ranker of play_time alone": {"training.task_weights": (0.0, 0.0, 1.0)},
-    "ranker, own embeddings": {"ranker.start_from_two_tower": False},
+    "ranker, embeddings of the two-tower": {"ranker.start_from_two_tower": True},
     "ranker, embeddings at full rate": {"training.ranker.embedding_rate": 1.0},
     "ranker without cross layers": {"ranker.cross_layers": 0},
 }

@@ -444,16 +444,32 @@ def test_the_length_of_a_history_is_known_beyond_its_tokens(
 def test_it_can_start_from_the_two_towers_embeddings(layout: Layout) -> None:
     torch.manual_seed(1)
     tower = TwoTower(TwoTowerConfig(embedding_dim=4, hidden=(8,), output_dim=4), layout)
-    other = TwoTower(TwoTowerConfig(embedding_dim=8, hidden=(8,), output_dim=4), layout)
+    shorter = TwoTower(TwoTowerConfig(embedding_dim=2, hidden=(8,), output_dim=4), layout)
     model = Ranker(SMALL, layout)
     before = model.ad_fields.table.weight.clone()
-    model.start_from(other.embeddings)  # of another size: nothing to take over
+    model.start_from(shorter.embeddings)  # nothing to take over
     assert torch.equal(model.ad_fields.table.weight, before)
     model.start_from(tower.embeddings)
     for name, encoder in tower.embeddings.items():
         own = getattr(model, name).table.weight
         assert torch.equal(own, encoder.table.weight)
         assert own.data_ptr() != encoder.table.weight.data_ptr()  # a copy, not shared
+
+
+def test_of_longer_embeddings_it_starts_from_what_tells_most(layout: Layout) -> None:
+    """Eight numbers that are four, turned: their products are all there."""
+    torch.manual_seed(1)
+    tower = TwoTower(TwoTowerConfig(embedding_dim=8, hidden=(8,), output_dim=4), layout)
+    turn_48 = torch.linalg.qr(torch.randn(8, 8)).Q[:4]
+    for encoder in tower.embeddings.values():
+        weight = encoder.table.weight
+        weight.data.copy_(weight.data[:, :4] @ turn_48)
+    model = Ranker(SMALL, layout)
+    model.start_from(tower.embeddings)
+    for name, encoder in tower.embeddings.items():
+        own, known = getattr(model, name).table.weight, encoder.table.weight
+        torch.testing.assert_close(own @ own.T, known @ known.T, atol=1e-5, rtol=1e-4)
+        assert torch.equal((own == 0).all(1), (known == 0).all(1))  # missing values stay zeros
 
 
 # --- the loss -----------------------------------------------------------------------------------

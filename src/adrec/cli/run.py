@@ -68,7 +68,7 @@ def demo(
         "ranker.layers": 2,
         "ranker.feed_forward": 512,
         "serving.considered": "all",
-        "training.two_tower.epochs": 3,
+        "training.two_tower.epochs": 2,
         "training.ranker.epochs": 1,
         "evaluation.slices": ["new user", "new ad", "device"],
     }

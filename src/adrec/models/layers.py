@@ -17,6 +17,19 @@ _GAP_BUCKETS = 24
 _GAP_STEP = 0.35  # of log(1 + hours): 24 buckets reach 3,100 hours
 
 
+def leading(rows_VD: Tensor, count: int) -> Tensor:
+    """Rows in the `count` orthogonal directions that hold most of their squares, [V, count].
+
+    Products of rows are kept as well as so few numbers can; a row of zeros stays one. Where there
+    is nothing to leave out, the rows are as they were.
+    """
+    if rows_VD.shape[1] == count:
+        return rows_VD
+    directions_DD = torch.linalg.eigh((rows_VD.T @ rows_VD).double()).eigenvectors  # largest last
+    kept_VC: Tensor = rows_VD @ directions_DD[:, -count:].flip(1).to(rows_VD.dtype)
+    return kept_VC
+
+
 class FieldEncoder(nn.Module):
     """A group of fields as one vector: an embedding a categorical field, then the dense floats.
 

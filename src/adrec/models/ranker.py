@@ -36,6 +36,7 @@ from adrec.models.layers import (
     OutcomeEmbedding,
     SharedPrefixBlock,
     StandardScore,
+    leading,
     linear,
 )
 from adrec.schema import Strict
@@ -70,7 +71,8 @@ class RankerConfig(Strict):
     dropout: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of units dropped in training."""
     start_from_two_tower: bool = True
-    """Whether embeddings of the same size start as the two-tower's."""
+    """Whether embeddings start as the two-tower's, of which no more are kept than there is room
+    for."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -278,15 +280,18 @@ class Ranker(nn.Module):
         return self.score(batch.query, batch.candidates)
 
     def start_from(self, tables: Mapping[str, FieldEncoder]) -> None:
-        """Take over embeddings that another model has learned, where the sizes are the same.
+        """Take over embeddings that another model has learned of the same values.
+
+        Of longer ones those directions are kept in which they differ most (Eckart & Young 1936);
+        shorter ones are of no use.
 
         Args:
             tables: by name of the group: `user_fields`, `request_fields`, `ad_fields`.
         """
         for name, learned in tables.items():
-            own = getattr(self, name).table.weight
-            if own.shape == learned.table.weight.shape:
-                own.data.copy_(learned.table.weight.data)
+            own, known_VD = getattr(self, name).table.weight, learned.table.weight.data
+            if len(own) == len(known_VD) and own.shape[1] <= known_VD.shape[1]:
+                own.data.copy_(leading(known_VD, own.shape[1]))
 
     def loss(
         self,

@@ -60,8 +60,9 @@ _CHUNK_ADS = 65_536
 class TwoTowerConfig(Strict):
     """Sizes of the two-tower network."""
 
-    embedding_dim: int = Field(default=16, ge=1, le=512)
-    """Floats a categorical field."""
+    embedding_dim: int = Field(default=64, ge=1, le=512)
+    """Floats a categorical field. It bounds what can be told of single ads: more find more, and
+    take memory for each ad."""
     hidden: tuple[int, ...] = (512, 256)
     """Widths of the hidden layers of both towers."""
     output_dim: int = Field(default=256, ge=4, le=2048)
