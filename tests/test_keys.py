@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adrec.keys import files_of, has_key, key_of, write_key
+from adrec.errors import ConfigError
+from adrec.keys import alone, files_of, has_key, key_of, write_key
 
 
 def test_a_key_is_of_just_its_settings(tmp_path: Path) -> None:
@@ -55,3 +56,16 @@ def test_a_single_file_is_a_log(tmp_path: Path) -> None:
     ((_, size, _),) = files_of(path)
     assert size == 1
     assert files_of(tmp_path / "none") == files_of(None) == []
+
+
+def test_two_processes_do_not_do_the_same_work(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with (
+        alone(folder, "prepare"),
+        alone(folder, "train"),
+        pytest.raises(ConfigError, match=r"run: another process is at work.*\(prepare\); wait"),
+        alone(folder, "prepare"),
+    ):
+        pass
+    with alone(folder, "prepare"):
+        pass

@@ -310,6 +310,14 @@ class TestWrongFromTheStart:
         with pytest.raises(DataError, match="none"):
             pipeline.run(config, tmp_path / "run")
 
+    def test_without_lightgbm_trees_are_refused_before_anything_is_read(
+        self, tmp_path: Path, small_config: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "lightgbm", None)
+        with pytest.raises(ConfigError, match="LightGBM is not installed"):
+            pipeline.run(small_config({"trees.rounds": 5}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_what_cannot_be_served_is_not_trained(self, tmp_path: Path, small_config: Make) -> None:
         config = small_config({"serving.rank_by": "profit"})
         with pytest.raises(ConfigError, match="rank_by is 'profit'"):

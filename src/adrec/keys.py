@@ -1,9 +1,15 @@
-"""Keys: beside a step's result lies a hash of all that it was made of, so that it is made once."""
+"""Keys: beside a step's result lies a hash of all that it was made of, so that it is made once, and
+by one process at a time."""
 
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from adrec.errors import ConfigError
 
 _IN_PARTS = (*(f"{table}/*.parquet" for table in ("impressions", "users", "ads")), "*/*/*.csv")
 """Of a folder, where tables may lie in folders of their own."""
@@ -34,6 +40,29 @@ def has_key(directory: Path, key: str) -> bool:
     except (OSError, ValueError):
         return False
     return bool(found.get("key") == key)
+
+
+@contextmanager
+def alone(folder: Path, work: str) -> Iterator[None]:
+    """No other process does the same work in this folder meanwhile; a killed one does not count.
+
+    Args:
+        folder: which; made if it is not there.
+        work: a word for it, the name of the lock's file.
+
+    Raises:
+        ConfigError: another process is at it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{work}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: another process is at work in this folder ({work}); wait for it, or "
+                "take another folder"
+            ) from error
+        yield
 
 
 def files_of(path: Path | None) -> list[tuple[str, int, int]]:

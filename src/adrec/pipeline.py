@@ -56,8 +56,9 @@ from adrec.inference.choice import (
     possible,
 )
 from adrec.inference.runtime import Runtime
-from adrec.keys import files_of, has_key, key_of, write_key
+from adrec.keys import alone, files_of, has_key, key_of, write_key
 from adrec.models.ad_rows import AdRows
+from adrec.models.trees import load_lightgbm
 from adrec.models.two_tower import embed_ads
 from adrec.progress import Progress
 from adrec.recommender import Recommender
@@ -85,10 +86,16 @@ def run(
 
     Returns:
         The published version's folder.
+
+    Raises:
+        ConfigError: another process trains in this folder, or a library is missing.
     """
     progress = progress or Progress()
-    dataset = prepare_log(config, out, progress=progress, resume=resume)
-    return run_on(config, dataset, out, progress=progress, resume=resume)
+    if config.trees.wanted:
+        load_lightgbm()  # rather than miss it once the log is prepared
+    with alone(out, "train"):
+        dataset = prepare_log(config, out, progress=progress, resume=resume)
+        return run_on(config, dataset, out, progress=progress, resume=resume)
 
 
 def run_on(
@@ -137,18 +144,18 @@ def prepare_log(
     if resume and has_key(directory, key):
         progress.say(f"{directory}: prepared already")
         return Dataset(directory)
-    out.mkdir(parents=True, exist_ok=True)
-    tables = open_log(config.data)
-    progress.say(f"reading {tables.impressions.file}")
-    dataset = prepare(
-        tables,
-        directory,
-        split=config.split,
-        config=config.features,
-        chunk_rows=config.data.chunk_rows,
-        progress=progress,
-    )
-    write_key(directory, key)
+    with alone(out, "prepare"):
+        tables = open_log(config.data)
+        progress.say(f"reading {tables.impressions.file}")
+        dataset = prepare(
+            tables,
+            directory,
+            split=config.split,
+            config=config.features,
+            chunk_rows=config.data.chunk_rows,
+            progress=progress,
+        )
+        write_key(directory, key)
     return dataset
 
 

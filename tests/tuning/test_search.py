@@ -22,10 +22,10 @@ from rich.console import Console
 from adrec import pipeline
 from adrec.config import RunConfig, load_config, with_settings
 from adrec.errors import ConfigError
+from adrec.keys import alone
 from adrec.progress import Advance, Progress
 from adrec.stages import train_stages
 from adrec.tuning.config import TuneConfig
-from adrec.tuning.folder import alone
 from adrec.tuning.results import Tuned
 from adrec.tuning.search import tune
 from adrec.tuning.space import Range, Space, grid
@@ -200,7 +200,7 @@ class TestResume:
 
     def test_two_at_once_are_refused(self, searched: tuple[Path, RunConfig, Tuned]) -> None:
         out, config, _ = searched
-        with alone(out), pytest.raises(ConfigError, match="another `adrec tune` is at work"):
+        with alone(out, "tune"), pytest.raises(ConfigError, match=r"another process .*\(tune\)"):
             tune(config, TuneConfig(trials=2), SPACE, out)
 
     def test_afresh_if_told_so(

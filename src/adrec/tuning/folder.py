@@ -1,10 +1,8 @@
 """A search's folder: whose it is, what it is of, and how to start afresh."""
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,6 @@ from adrec.stages import INCIDENTAL
 from adrec.tuning.config import Judge, TuneConfig
 from adrec.tuning.results import FILES
 from adrec.tuning.space import Space
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """No other process searches in this folder meanwhile; a killed one does not count."""
-    with (out / "tune.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{out}: another `adrec tune` is at work in this folder") from error
-        yield
 
 
 def discard(out: Path) -> None:

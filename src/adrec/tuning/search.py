@@ -21,11 +21,12 @@ import torch
 from adrec import pipeline
 from adrec.config import RunConfig
 from adrec.errors import ConfigError
+from adrec.keys import alone
 from adrec.progress import Advance, Progress
 from adrec.stages import train_two_tower
 from adrec.tuning.config import Judge, TuneConfig
 from adrec.tuning.crew import Crew, ctrl_c_later
-from adrec.tuning.folder import alone, discard, remember
+from adrec.tuning.folder import discard, remember
 from adrec.tuning.results import Tuned, write_plots, write_so_far
 from adrec.tuning.space import Space, current, fit_space
 from adrec.tuning.study import Study
@@ -71,7 +72,7 @@ def tune(
     space = fit_space(space, config, search.stage, source=source)
     judge = Judge.of(search, space)
     out.mkdir(parents=True, exist_ok=True)
-    with alone(out):
+    with alone(out, "tune"):
         if not resume:
             discard(out)
         remember(out, config, search, space, judge)
