@@ -37,6 +37,7 @@ def test_a_key_is_never_there_by_half(tmp_path: Path, monkeypatch: pytest.Monkey
         ("impressions/2026-01-01.parquet", True),
         ("schema.yaml", True),
         ("random/all/all.csv", True),
+        ("runs/tune/trials.csv", False),
         ("notes.md", False),
         ("train.yaml", False),
         (".hidden", False),

@@ -11,7 +11,11 @@ from typing import Any
 
 from adrec.errors import ConfigError
 
-_IN_PARTS = (*(f"{table}/*.parquet" for table in ("impressions", "users", "ads")), "*/*/*.csv")
+_IN_PARTS = (
+    *(f"{table}/*.parquet" for table in ("impressions", "users", "ads")),
+    "random/*/*.csv",
+    "bts/*/*.csv",
+)
 """Of a folder, where tables may lie in folders of their own."""
 _READ = (
     ".parquet", ".csv", ".tsv", ".txt", ".gz", ".dat", ".data", ".item", ".user",
@@ -57,7 +61,7 @@ def alone(folder: Path, work: str) -> Iterator[None]:
     with (folder / f"{work}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise ConfigError(
                 f"{folder}: another process is at work in this folder ({work}); wait for it, or "
                 "take another folder"

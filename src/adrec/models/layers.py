@@ -20,8 +20,8 @@ _GAP_STEP = 0.35  # of log(1 + hours): 24 buckets reach 3,100 hours
 def leading(rows_VD: Tensor, count: int) -> Tensor:
     """Rows in the `count` orthogonal directions that hold most of their squares, [V, count].
 
-    Products of rows are kept as well as so few numbers can; a row of zeros stays one. Where there
-    is nothing to leave out, the rows are as they were.
+    Products of rows are kept as well as so few numbers can (Eckart & Young 1936); a row of zeros
+    stays one. Where there is nothing to leave out, the rows are as they were.
     """
     if rows_VD.shape[1] == count:
         return rows_VD

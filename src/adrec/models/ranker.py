@@ -282,8 +282,7 @@ class Ranker(nn.Module):
     def start_from(self, tables: Mapping[str, FieldEncoder]) -> None:
         """Take over embeddings that another model has learned of the same values.
 
-        Of longer ones those directions are kept in which they differ most (Eckart & Young 1936);
-        shorter ones are of no use.
+        Of longer ones the `leading` directions are kept; shorter ones are of no use.
 
         Args:
             tables: by name of the group: `user_fields`, `request_fields`, `ad_fields`.
