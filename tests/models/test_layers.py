@@ -100,6 +100,18 @@ def test_block_equals_one_whole_sequence_for_each_candidate(
             np.testing.assert_allclose(advanced[b][there], expected[:-1][there], atol=TOLERANCE)
 
 
+def test_prefix_and_candidates_at_once_become_what_they_do_one_after_the_other(
+    block: SharedPrefixBlock, prefix: Tensor, mask: Tensor, tokens: Tensor
+) -> None:
+    advanced, scored = run(block, prefix, mask, tokens)
+    with torch.no_grad():
+        advanced_at_once, scored_at_once = block.both(prefix, mask, tokens)
+        scored_last = block.last_of_both(prefix, mask, tokens)
+    np.testing.assert_allclose(advanced_at_once, advanced, atol=TOLERANCE)
+    np.testing.assert_allclose(scored_at_once, scored, atol=TOLERANCE)
+    np.testing.assert_allclose(scored_last, scored, atol=TOLERANCE)
+
+
 def test_keys_and_values_alone_are_those_of_the_whole_prefix_pass(
     block: SharedPrefixBlock, prefix: Tensor, mask: Tensor
 ) -> None:

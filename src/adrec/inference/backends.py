@@ -146,7 +146,7 @@ class _OpenedOnTorch:
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         assert self._preranking is not None
         codes, scales = (torch.from_numpy(array) for array in pool.stored_cross())
-        guessed: NDArray[np.float32] = self._preranking(
+        guessed: NDArray[np.float32] = self._preranking.guess(
             self._prefix.summary_BD, codes, scales, pool.together_BNX
         ).numpy()
         return guessed

@@ -1,9 +1,14 @@
-"""Both models as graphs of plain tensors: of the ranker one a request, one a candidate, and one for
-a first guess; of the two-tower one a user.
+"""Both models as graphs of plain tensors. Free are the numbers of requests B and of candidates N,
+and no others.
 
-OpenVINO compiles them, and the first two are what is exported. Of ads the ranker's read `AdRows` in
-8 bits, or, for exact scores, the same halves in float32 with scales of 1. The numbers of requests B
-and candidates N, and no others, are free.
+    PrerankGraph                   request, candidates ─► guesses    ┐
+    ScoreGraph                     request, candidates ─► predictions├ OpenVINO compiles these
+    UserGraph                      request ─► vector of the two-tower┘
+    PrefixGraph, CandidateGraph    ScoreGraph in two steps           ┐
+    AdGraph                        what depends on an ad alone       ┴ these are exported
+
+Of ads they read `AdRows` in 8 bits, or, for exact scores, the same halves in float32 with scales of
+1.
 """
 
 from collections.abc import Sequence
@@ -17,19 +22,12 @@ from torch.nn import functional
 
 from adrec.features.batches import Candidates, Fields, Query
 from adrec.models.preranker import Preranker
-from adrec.models.ranker import (
-    Prefix,
-    Ranker,
-    histories_of,
-    history_lengths,
-    known_together,
-    recent_items,
-)
+from adrec.models.ranker import Opening, Prefix, Ranker, history_lengths, recent_items
 from adrec.models.two_tower import Met, TwoTower, item_weights
 
 
 class PrefixInputs(NamedTuple):
-    """What `PrefixGraph` reads of B requests with S recent history items."""
+    """What graphs of the ranker read of B requests with S recent history items."""
 
     user_codes: NDArray[np.int32]
     user_dense: NDArray[np.float32]
@@ -46,7 +44,7 @@ class PrefixInputs(NamedTuple):
 
     @classmethod
     def of(cls, ranker: Ranker, query: Query) -> "PrefixInputs":
-        """Gather them; the prefix is always exact."""
+        """Gather them; items are always exact."""
         items = recent_items(query, ranker.config.history_tokens)
         items_BSD = ranker.item_tokens(query, items)
         return cls(
@@ -63,17 +61,8 @@ class PrefixInputs(NamedTuple):
         )
 
 
-class PrefixOutputs(NamedTuple):
-    """What `PrefixGraph` makes of a request, and `CandidateGraph` reads: see `ranker.Prefix`."""
-
-    keys: NDArray[np.float32]
-    values: NDArray[np.float32]
-    mask: NDArray[np.bool_]
-    summary: NDArray[np.float32]
-
-
 class CandidateInputs(NamedTuple):
-    """What `CandidateGraph` reads of B requests with N candidates, beside `PrefixOutputs`."""
+    """What graphs of the ranker read of N candidates of each request."""
 
     ad_codes: NDArray[np.int8] | NDArray[np.float32]
     """[B, N, 2D]."""
@@ -110,49 +99,26 @@ class CandidateInputs(NamedTuple):
 
 FreeAxes = tuple[tuple[int, ...], ...]
 """Of each input of a graph, the axes along which its size may change."""
-PREFIX_FREE: FreeAxes = ((0,),) * len(PrefixInputs._fields)
-CANDIDATE_FREE: FreeAxes = (
-    *((1,), (1,), (0,), (0,)),  # PrefixOutputs
-    *((0, 1),) * len(CandidateInputs._fields),
-)
-PRERANK_FREE: FreeAxes = ((0,), *((0, 1),) * 3)
+REQUEST_FREE: FreeAxes = ((0,),) * len(PrefixInputs._fields)
+SCORE_FREE: FreeAxes = (*REQUEST_FREE, *((0, 1),) * len(CandidateInputs._fields))
+PRERANK_FREE: FreeAxes = (*REQUEST_FREE, *((0, 1),) * 3)
 
 
 class PrefixGraph(nn.Module):
-    """`PrefixInputs` to `PrefixOutputs`."""
+    """`PrefixInputs` to keys, values, mask and summary of `ranker.Prefix`."""
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
         self.ranker = ranker
 
-    def forward(
-        self,
-        user_codes: Tensor,
-        user_dense: Tensor,
-        request_codes: Tensor,
-        request_dense: Tensor,
-        history_lengths: Tensor,
-        item_codes: Tensor,
-        item_scales: Tensor,
-        item_gaps: Tensor,
-        item_outcomes: Tensor,
-        item_mask: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, *request: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encode requests."""
-        prefix = self.ranker.encode(
-            Fields(user_codes, user_dense),
-            Fields(request_codes, request_dense),
-            history_lengths,
-            item_codes.float() * item_scales[..., None],
-            item_gaps,
-            item_outcomes,
-            item_mask,
-        )
+        prefix = self.ranker.encode(_opening(self.ranker, request))
         return prefix.keys_JBHTE, prefix.values_JBHTE, prefix.mask_BT, prefix.summary_BD
 
 
 class CandidateGraph(nn.Module):
-    """`PrefixOutputs` and `CandidateInputs` to predictions [B, N, K], uncalibrated."""
+    """What `PrefixGraph` makes, and `CandidateInputs`, to predictions [B, N, K], uncalibrated."""
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
@@ -170,24 +136,66 @@ class CandidateGraph(nn.Module):
         position: Tensor,
     ) -> Tensor:
         """Score candidates."""
-        token, cross = ad_codes.float().chunk(2, dim=-1)
-        ads = torch.cat([token * ad_scales[..., :1], cross * ad_scales[..., 1:]], dim=-1)
+        ads = _ads(ad_codes, ad_scales)
         outputs = self.ranker.judge(Prefix(keys, values, mask, summary), ads, together, position)
         return self.ranker.heads.predictions(outputs)
 
 
+class ScoreGraph(nn.Module):
+    """`PrefixInputs` and `CandidateInputs` to predictions [B, N, K], uncalibrated."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Score candidates."""
+        *request, ad_codes, ad_scales, together, position = inputs
+        outputs = self.ranker.judge_at_once(
+            _opening(self.ranker, request), _ads(ad_codes, ad_scales), together, position
+        )
+        return self.ranker.heads.predictions(outputs)
+
+
+def _opening(ranker: Ranker, request: Sequence[Tensor]) -> Opening:
+    """What the ranker makes of `PrefixInputs` before the blocks."""
+    user_codes, user_dense, request_codes, request_dense, lengths, *items = request
+    item_codes, item_scales, item_gaps, item_outcomes, item_mask = items
+    return ranker.opening(
+        Fields(user_codes, user_dense),
+        Fields(request_codes, request_dense),
+        lengths,
+        item_codes.float() * item_scales[..., None],
+        item_gaps,
+        item_outcomes,
+        item_mask,
+    )
+
+
+def _ads(ad_codes: Tensor, ad_scales: Tensor) -> Tensor:
+    """`Ranker.ads` of codes and scales."""
+    token, cross = ad_codes.float().chunk(2, dim=-1)
+    return torch.cat([token * ad_scales[..., :1], cross * ad_scales[..., 1:]], dim=-1)
+
+
 class PrerankGraph(nn.Module):
-    """What the prefix and the cross half of `AdRows` say of candidates, to the preranker's guesses
-    [B, N, K]."""
+    """`PrefixInputs`, the cross half of `AdRows` and `known_together` of candidates, to the
+    preranker's guesses [B, N, K]."""
 
     def __init__(self, ranker: Ranker, preranker: Preranker) -> None:
         super().__init__()
         self.ranker, self.preranker = ranker, preranker
 
-    def forward(
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Guess."""
+        *request, ad_codes, ad_scales, together = inputs
+        summary = _opening(self.ranker, request).summary_BD
+        return self.guess(summary, ad_codes, ad_scales, together)
+
+    def guess(
         self, summary: Tensor, ad_codes: Tensor, ad_scales: Tensor, together: Tensor
     ) -> Tensor:
-        """Guess."""
+        """The same of what the cross stream takes of requests, [B, D]."""
         cross = ad_codes.float() * ad_scales[..., None]
         crossed = self.ranker.crossed(summary, cross, self.ranker.scores(together))
         guessed: Tensor = self.preranker(crossed)
@@ -241,19 +249,6 @@ class AdGraph(nn.Module):
     def forward(self, ad_codes: Tensor, ad_dense: Tensor) -> Tensor:
         """Encode ads."""
         return self.ranker.ads(Fields(ad_codes, ad_dense))
-
-
-def graph_inputs(
-    ranker: Ranker, query: Query, candidates: Candidates
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs of `PrefixGraph` and `CandidateGraph` for an example, exact."""
-    together = known_together(histories_of(query, ranker.layout.impressions), candidates)
-    prefix = tensors(PrefixInputs.of(ranker, query))
-    encoded = PrefixGraph(ranker)(*prefix)
-    return prefix, (
-        *encoded,
-        *tensors(CandidateInputs.of(ranker, together, candidates, None)),
-    )
 
 
 def tensors(arrays: Sequence[NDArray[np.generic]]) -> tuple[Tensor, ...]:

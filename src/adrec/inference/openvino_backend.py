@@ -1,9 +1,12 @@
 """The ranker on OpenVINO: float32, bf16, or int8 weights with activations rounded as they come.
 
 In the last case every linear layer's weight is kept as int8 with one scale an output; OpenVINO then
-rounds groups of activations to 8 bits on the fly, where the processor multiplies those faster. The
-prefix is float32 in any case: it is a small part of the work, and exact scores need it too. Beside
-int8, the preranker and what else is not in 8 bits are bf16 if the processor has that, else float32.
+rounds groups of activations to 8 bits on the fly, where the processor multiplies those faster.
+Beside int8, the preranker and what else is not in 8 bits are bf16 if the processor has that, else
+float32.
+
+Requests and their candidates go through one graph: with few candidates, which is what a preranker
+leaves, half of the time is that of reading the weights, which then happens once.
 """
 
 import threading
@@ -21,18 +24,14 @@ from torch import Tensor, nn
 from adrec.features.batches import Query
 from adrec.inference.backends import Engine, Example, Opened, Pool, Precision
 from adrec.inference.graphs import (
-    CANDIDATE_FREE,
-    PREFIX_FREE,
     PRERANK_FREE,
-    CandidateGraph,
+    SCORE_FREE,
     CandidateInputs,
     FreeAxes,
-    PrefixGraph,
     PrefixInputs,
-    PrefixOutputs,
     PrerankGraph,
+    ScoreGraph,
     UserGraph,
-    graph_inputs,
     tensors,
     user_inputs,
 )
@@ -43,10 +42,9 @@ from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
 from adrec.training.optimiser import has_native_bf16
 
-PREFIX, CANDIDATES, PRERANK = "prefix.xml", "candidates.xml", "prerank.xml"
-USERS = "users.xml"
+SCORE, PRERANK, USERS = "score.xml", "prerank.xml", "users.xml"
 
-_AD_CODES, _PRERANK_CODES = 4, 1  # which input they are
+_AD_CODES = len(PrefixInputs._fields)  # which input they are
 _HINTS: dict[Precision, str] = {"float32": "f32", "bf16": "bf16"}
 _GROUP = 128  # activations that share a scale
 _LEAST_WEIGHTS = 16_384  # smaller layers stay as they are
@@ -78,20 +76,19 @@ class OpenVinoBackend:
             precisions: wanted.
             threads: that work on one call.
         """
-        prefix = Compiled(graphs / PREFIX, "float32", threads)
-        exact = Compiled(graphs / CANDIDATES, "float32", threads)
+        exact = Compiled(graphs / SCORE, "float32", threads)
 
         @cache
         def prerank(precision: Precision) -> Compiled | None:
             if not (graphs / PRERANK).exists():
                 return None
-            return Compiled(graphs / PRERANK, precision, threads, codes=_PRERANK_CODES)
+            return Compiled(graphs / PRERANK, precision, threads, codes=_AD_CODES)
 
         def of(precision: Precision) -> Graphs:
             if precision == "float32":
-                return Graphs(prefix, exact, prerank("float32"), coarse=None)
-            coarse = Compiled(graphs / CANDIDATES, precision, threads, codes=_AD_CODES)
-            return Graphs(prefix, exact, prerank(_beside(precision)), coarse)
+                return Graphs(exact, prerank("float32"), coarse=None)
+            coarse = Compiled(graphs / SCORE, precision, threads, codes=_AD_CODES)
+            return Graphs(exact, prerank(_beside(precision)), coarse)
 
         return [cls(ranker, precision, of(precision)) for precision in precisions]
 
@@ -103,7 +100,6 @@ class OpenVinoBackend:
 class Graphs(NamedTuple):
     """Of one precision. prerank: None without a preranker; coarse: None if it is float32."""
 
-    prefix: "Compiled"
     exact: "Compiled"
     prerank: "Compiled | None"
     coarse: "Compiled | None"
@@ -113,22 +109,22 @@ class _OpenedOnOpenVino:
     @torch.inference_mode()
     def __init__(self, ranker: Ranker, query: Query, graphs: Graphs) -> None:
         self._ranker, self._graphs = ranker, graphs
-        self._prefix = PrefixOutputs(*graphs.prefix(*PrefixInputs.of(ranker, query)))
+        self._request = PrefixInputs.of(ranker, query)
 
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         assert self._graphs.prerank is not None
-        summary, together = self._prefix.summary, pool.together_BNX.numpy()
-        return self._graphs.prerank(summary, *pool.stored_cross(), together)[0]
+        own = *pool.stored_cross(), pool.together_BNX.numpy()
+        return self._graphs.prerank(*self._request, *own)[0]
 
     @torch.inference_mode()
     def score(self, pool: Pool) -> NDArray[np.float32]:
         if self._graphs.coarse is None:
             return self.score_exactly(pool)
-        return self._graphs.coarse(*self._prefix, *self._inputs(pool, pool.stored()))[0]
+        return self._graphs.coarse(*self._request, *self._inputs(pool, pool.stored()))[0]
 
     @torch.inference_mode()
     def score_exactly(self, pool: Pool) -> NDArray[np.float32]:
-        return self._graphs.exact(*self._prefix, *self._inputs(pool, None))[0]
+        return self._graphs.exact(*self._request, *self._inputs(pool, None))[0]
 
     def _inputs(
         self, pool: Pool, stored: tuple[NDArray[np.int8], NDArray[np.float32]] | None
@@ -211,7 +207,7 @@ def _core() -> openvino.Core:
 
 @torch.inference_mode()
 def convert(two_tower: TwoTower, ranker: Ranker, example: Example, folder: Path) -> None:
-    """Write the models' graphs in OpenVINO's format: PREFIX, CANDIDATES and USERS.
+    """Write the models' graphs in OpenVINO's format: SCORE and USERS.
 
     Models that are told nothing of a request, neither fields nor histories, are left to torch:
     OpenVINO loses count of the requests.
@@ -224,24 +220,29 @@ def convert(two_tower: TwoTower, ranker: Ranker, example: Example, folder: Path)
     layout = ranker.layout
     if not (layout.user_sizes or layout.request_sizes or layout.history_lengths):
         return
-    prefix, candidates = graph_inputs(ranker, example.query, example.candidates)
+    query, pool = example.query, _pool(ranker, example)
+    request = PrefixInputs.of(ranker, query)
+    own = CandidateInputs.of(ranker, pool.together_BNX, pool.candidates, None)
     folder.mkdir(parents=True, exist_ok=True)
-    _convert(PrefixGraph(ranker), prefix, PREFIX_FREE, folder / PREFIX)
-    _convert(CandidateGraph(ranker), candidates, CANDIDATE_FREE, folder / CANDIDATES)
-    users = tensors(user_inputs(two_tower, example.query))
+    _convert(ScoreGraph(ranker), tensors([*request, *own]), SCORE_FREE, folder / SCORE)
+    users = tensors(user_inputs(two_tower, query))
     _convert(UserGraph(two_tower), users, ((0,),) * len(users), folder / USERS)
 
 
 @torch.inference_mode()
 def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, folder: Path) -> None:
-    """Write the graph of a preranker beside the ranker's, PRERANK, where these are."""
-    if not (folder / CANDIDATES).exists():
+    """Write the graph of a preranker beside the ranker's, PRERANK, where that is."""
+    if not (folder / SCORE).exists():
         return
-    _, candidates = graph_inputs(ranker, example.query, example.candidates)
-    _, _, _, summary, codes, scales, together, _ = candidates
-    cross = codes.chunk(2, dim=-1)[1].contiguous()
-    inputs = summary, cross, scales[..., 1].contiguous(), together
+    pool = _pool(ranker, example)
+    ads, scales, together, _ = CandidateInputs.of(ranker, pool.together_BNX, pool.candidates, None)
+    own = ads[..., ranker.config.width :], scales[..., 1], together
+    inputs = tensors([*PrefixInputs.of(ranker, example.query), *own])
     _convert(PrerankGraph(ranker, preranker), inputs, PRERANK_FREE, folder / PRERANK)
+
+
+def _pool(ranker: Ranker, example: Example) -> Pool:
+    return Pool.of(ranker.layout, example.query, example.candidates, None, example.row_BN)
 
 
 def _convert(graph: nn.Module, inputs: tuple[Tensor, ...], free: FreeAxes, file: Path) -> None:

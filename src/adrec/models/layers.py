@@ -224,9 +224,7 @@ class SharedPrefixBlock(nn.Module):
     def prefix(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the prefix; also its keys and values, each [B, H, T, D/H], for candidates."""
         q, k, v = self._split(x_BTD)
-        scores = (q @ k.transpose(-1, -2)).float() * self.scale
-        weights = masked_softmax(scores, mask_BT[:, None, None, :], dim=-1)
-        return self._rest(x_BTD, weights.to(v.dtype) @ v), k, v
+        return self._rest(x_BTD, self._on_prefix(q, k, v, mask_BT)), k, v
 
     def keys_values(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """As `prefix`, without advancing it: all that the last block needs of it."""
@@ -239,14 +237,51 @@ class SharedPrefixBlock(nn.Module):
 
     def candidates(self, x_BND: Tensor, k: Tensor, v: Tensor, mask_BT: Tensor) -> Tensor:
         """Advance candidates that read the prefix's keys and values and themselves."""
-        q, own_k, own_v = self._split(x_BND)
+        own = self._split(x_BND)
+        return self._rest(x_BND, self._on_prefix_and_itself(own, k, v, mask_BT))
+
+    def both(self, x_BTD: Tensor, mask_BT: Tensor, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """`prefix` and `candidates` at once, which reads each weight once."""
+        tokens = x_BTD.shape[1]
+        joined = torch.cat([x_BTD, x_BND], dim=1)
+        q, k, v, own = self._of_both(joined, tokens)
+        attended = [
+            self._on_prefix(q, k, v, mask_BT),
+            self._on_prefix_and_itself(own, k, v, mask_BT),
+        ]
+        advanced = self._rest(joined, torch.cat(attended, dim=2))
+        return advanced[:, :tokens], advanced[:, tokens:]
+
+    def last_of_both(self, x_BTD: Tensor, mask_BT: Tensor, x_BND: Tensor) -> Tensor:
+        """`both` of the last block, after which the prefix goes no further."""
+        joined = torch.cat([x_BTD, x_BND], dim=1)
+        _, k, v, own = self._of_both(joined, x_BTD.shape[1])
+        return self._rest(x_BND, self._on_prefix_and_itself(own, k, v, mask_BT))
+
+    def _of_both(
+        self, joined: Tensor, tokens: int
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Queries, keys and values of the prefix, then the candidates' own."""
+        q, k, v = self._split(joined)
+        own = q[:, :, tokens:], k[:, :, tokens:], v[:, :, tokens:]
+        return q[:, :, :tokens], k[:, :, :tokens], v[:, :, :tokens], own
+
+    def _on_prefix(self, q: Tensor, k: Tensor, v: Tensor, mask_BT: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).float() * self.scale
+        weights = masked_softmax(scores, mask_BT[:, None, None, :], dim=-1)
+        return weights.to(v.dtype) @ v
+
+    def _on_prefix_and_itself(
+        self, own: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, mask_BT: Tensor
+    ) -> Tensor:
+        q, own_k, own_v = own
         on_prefix = (q @ k.transpose(-1, -2)).float() * self.scale
         on_itself = (q * own_k).sum(-1, keepdim=True).float() * self.scale
         mask = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
         weights = masked_softmax(
             torch.cat([on_prefix, on_itself], dim=-1), mask[:, None, None, :], dim=-1
         ).to(v.dtype)
-        return self._rest(x_BND, weights[..., :-1] @ v + weights[..., -1:] * own_v)
+        return weights[..., :-1] @ v + weights[..., -1:] * own_v
 
     def _split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, N, D/H]."""
