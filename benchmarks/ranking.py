@@ -33,7 +33,7 @@ from worlds import version_with
 
 from adrec.bundle import GRAPHS, PRERANKER, Bundle
 from adrec.features.batches import Candidates, Fields, Query, stack_queries
-from adrec.inference.backends import Backend, Pool
+from adrec.inference.backends import Backend, Pool, Usual
 from adrec.inference.choice import is_installed, make_backends, possible
 from adrec.inference.graphs import PrefixInputs
 from adrec.inference.onnx_export import CANDIDATES, PREFIX, export_onnx, sample_requests
@@ -112,7 +112,11 @@ def all_ways(bundle: Bundle, served: Runtime, threads: int, folder: Path) -> dic
         load_weights(bundle.path / PRERANKER, preranker)
         preranker.eval()
     graphs = bundle.path / GRAPHS
-    backends = make_backends(ranker, preranker, graphs, possible(graphs), threads=threads)
+    most = bundle.manifest.serving.candidates
+    usual = Usual(most, most if preranking is None else preranking.considered)  # as it serves
+    backends = make_backends(
+        ranker, preranker, graphs, possible(graphs), threads=threads, usual=usual
+    )
 
     def serve(backend: Backend, considered: int | None) -> Rank:
         runtime = Runtime(

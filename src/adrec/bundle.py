@@ -32,7 +32,7 @@ from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
 from adrec.features.state import State
 from adrec.features.transforms import Features
-from adrec.inference.backends import BackendName, Engine, Precision
+from adrec.inference.backends import BackendName, Engine, Precision, Usual
 from adrec.inference.choice import (
     Admission,
     Preranking,
@@ -188,8 +188,16 @@ class Bundle:
             preranker = Preranker(ranker.config.width, self.features.layout.task_kinds)
             load_weights(self.path / PRERANKER, preranker)
             preranker.eval().requires_grad_(False)
+        considered = None if preranking is None else preranking.considered
+        candidates = min(serving.candidates, len(self.catalogue) - 1)
         backends = serving_backends(
-            ranker, preranker, self.path / GRAPHS, serving, self.manifest.admissions, like=like
+            ranker,
+            preranker,
+            self.path / GRAPHS,
+            serving,
+            self.manifest.admissions,
+            like=like,
+            usual=Usual(candidates, min(considered or candidates, candidates)),
         )
         users = user_encoder(two_tower, self.path / GRAPHS, serving)
         runtimes = [
@@ -201,7 +209,7 @@ class Bundle:
                 ad_rows=ad_rows,
                 trees=trees,
                 users=users,
-                considered=None if preranking is None else preranking.considered,
+                considered=considered,
                 rescored=serving.rescored,
             )
             for backend in backends

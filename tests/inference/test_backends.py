@@ -22,6 +22,7 @@ from adrec.inference.backends import (
     Pool,
     Precision,
     TorchBackend,
+    Usual,
 )
 from adrec.inference.choice import (
     PRECISIONS,
@@ -36,8 +37,8 @@ from adrec.inference.choice import (
     serving_backends,
     user_encoder,
 )
-from adrec.inference.graphs import PrerankGraph
-from adrec.inference.openvino_backend import UserEncoder
+from adrec.inference.graphs import CandidateInputs, PrefixInputs, PrerankGraph
+from adrec.inference.openvino_backend import SCORE, Compiled, UserEncoder
 from adrec.inference.runtime import Runtime, embed_users
 from adrec.models.ad_rows import AdRows
 from adrec.models.preranker import Preranker
@@ -104,7 +105,8 @@ def ad_rows(ranker: Ranker, tiny_dataset: Dataset) -> AdRows:
 def backends(
     ranker: Ranker, preranker: Preranker, graphs: Path
 ) -> dict[tuple[Engine, Precision], Backend]:
-    made = make_backends(ranker, preranker, graphs, ALL, threads=1)
+    usual = Usual(guessed=50, scored=100)  # some of what is asked below
+    made = make_backends(ranker, preranker, graphs, ALL, threads=1, usual=usual)
     return {(backend.engine, backend.precision): backend for backend in made}
 
 
@@ -233,7 +235,22 @@ def test_users_have_the_vectors_of_the_tower(
     assert isinstance(user_encoder(two_tower, graphs, ServingConfig()), UserEncoder)
 
 
+def test_the_usual_sizes_have_a_graph_of_their_own(
+    graphs: Path, ranker: Ranker, tiny_dataset: Dataset
+) -> None:
+    both, of_any = (Compiled(graphs / SCORE, "float32", 1, usual=u) for u in ((2, 7), ()))
+    for shape in ((2, 7), (2, 8), (1, 7)):
+        query, candidates, rows = asked(tiny_dataset, *shape)
+        pool = pool_of(ranker, query, candidates, None, rows)
+        own = CandidateInputs.of(ranker, pool.together_BNX, candidates, None)
+        inputs = *PrefixInputs.of(ranker, query), *own
+        assert both.is_usual(inputs) == (shape == (2, 7))
+        assert not of_any.is_usual(inputs)
+        np.testing.assert_allclose(both(*inputs)[0], of_any(*inputs)[0], rtol=1e-4)
+
+
 class TestPreranking:
+    @pytest.mark.parametrize("requests", [1, 2])
     @pytest.mark.parametrize("name", ALL, ids=" ".join)
     def test_backends_guess_what_the_preranker_does(
         self,
@@ -243,8 +260,9 @@ class TestPreranking:
         ranker: Ranker,
         preranker: Preranker,
         tiny_dataset: Dataset,
+        requests: int,
     ) -> None:
-        query, candidates, rows = asked(tiny_dataset, 2, 50)
+        query, candidates, rows = asked(tiny_dataset, requests, 50)
         pool = pool_of(ranker, query, candidates, ad_rows, rows)
         codes, scales = map(torch.from_numpy, pool.stored_cross())
         graph, summary = PrerankGraph(ranker, preranker), ranker.prefix(query).summary_BD

@@ -38,6 +38,14 @@ class BackendName(NamedTuple):
     precision: Precision
 
 
+class Usual(NamedTuple):
+    """How many candidates of a lone request the preranker mostly guesses at, and how many the
+    ranker looks at: a backend may be made ready for that."""
+
+    guessed: int
+    scored: int
+
+
 @dataclass(frozen=True)
 class Pool:
     """N candidates of B requests, with all that a backend may read of them.

@@ -23,6 +23,7 @@ from adrec.inference.backends import (
     Pool,
     Precision,
     TorchBackend,
+    Usual,
 )
 from adrec.inference.runtime import TOP, Runtime, UserTower, embed_users
 from adrec.models.preranker import Preranker
@@ -145,6 +146,7 @@ def serving_backends(
     admissions: Sequence[Admission],
     *,
     like: BackendName | None = None,
+    usual: Usual | None = None,
 ) -> list[Backend]:
     """Backends that may serve. Engine and precision that are named need no admission.
 
@@ -154,6 +156,7 @@ def serving_backends(
         wanted: what the settings say.
         admissions: what was measured when the version was made.
         like: only this one, if it may serve.
+        usual: see there.
 
     Raises:
         ConfigError: an engine is wanted that is not installed, or has no such precision.
@@ -177,7 +180,7 @@ def serving_backends(
         )
     if like in choices:
         choices = [like]
-    return make_backends(ranker, preranker, graphs, choices, threads=wanted.threads)
+    return make_backends(ranker, preranker, graphs, choices, threads=wanted.threads, usual=usual)
 
 
 def possible(graphs: Path) -> list[tuple[Engine, Precision]]:
@@ -197,6 +200,7 @@ def make_backends(
     choices: Sequence[tuple[Engine, Precision]],
     *,
     threads: int = 1,
+    usual: Usual | None = None,
 ) -> list[Backend]:
     """Backends ready to run, in the order of PRECISIONS; see `serving_backends`."""
     made: list[Backend] = []
@@ -207,7 +211,7 @@ def make_backends(
     if compiled:
         from adrec.inference.openvino_backend import OpenVinoBackend
 
-        made += OpenVinoBackend.several(ranker, graphs, compiled, threads=threads)
+        made += OpenVinoBackend.several(ranker, graphs, compiled, threads=threads, usual=usual)
     return made
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adrec.features.batches import Query
-from adrec.inference.backends import Engine, Example, Opened, Pool, Precision
+from adrec.inference.backends import Engine, Example, Opened, Pool, Precision, Usual
 from adrec.inference.graphs import (
     PRERANK_FREE,
     SCORE_FREE,
@@ -67,6 +67,7 @@ class OpenVinoBackend:
         precisions: Sequence[Precision],
         *,
         threads: int,
+        usual: Usual | None = None,
     ) -> "list[OpenVinoBackend]":
         """Compile what `convert` wrote; what precisions have in common is compiled once.
 
@@ -75,19 +76,23 @@ class OpenVinoBackend:
             graphs: folder of the graphs.
             precisions: wanted.
             threads: that work on one call.
+            usual: see there.
         """
-        exact = Compiled(graphs / SCORE, "float32", threads)
+        guessed, scored = ((1, usual.guessed), (1, usual.scored)) if usual else ((), ())
+        exact = Compiled(graphs / SCORE, "float32", threads, usual=scored)
 
         @cache
         def prerank(precision: Precision) -> Compiled | None:
             if not (graphs / PRERANK).exists():
                 return None
-            return Compiled(graphs / PRERANK, precision, threads, codes=_AD_CODES)
+            graph = graphs / PRERANK
+            return Compiled(graph, precision, threads, codes=_AD_CODES, usual=guessed)
 
         def of(precision: Precision) -> Graphs:
             if precision == "float32":
                 return Graphs(exact, prerank("float32"), coarse=None)
-            coarse = Compiled(graphs / SCORE, precision, threads, codes=_AD_CODES)
+            graph = graphs / SCORE
+            coarse = Compiled(graph, precision, threads, codes=_AD_CODES, usual=scored)
             return Graphs(exact, prerank(_beside(precision)), coarse)
 
         return [cls(ranker, precision, of(precision)) for precision in precisions]
@@ -137,7 +142,7 @@ class UserEncoder:
 
     def __init__(self, two_tower: TwoTower, graphs: Path, threads: int) -> None:
         self._two_tower = two_tower
-        self._compiled = Compiled(graphs / USERS, "float32", threads)
+        self._compiled = Compiled(graphs / USERS, "float32", threads, usual=(1,))
 
     @torch.inference_mode()
     def __call__(self, query: Query) -> NDArray[np.float32]:
@@ -148,12 +153,28 @@ class UserEncoder:
 class Compiled:
     """A graph compiled for this processor, with inference requests of their own for each thread.
 
-    codes: which input holds the ads' rows in 8 bits, if any.
+    Where sizes are free, OpenVINO works out those of every step anew for each call, a quarter of
+    the time of a lone request; so there is a second one for the usual sizes.
     """
 
     def __init__(
-        self, graph: Path, precision: Precision, threads: int, *, codes: int | None = None
+        self,
+        graph: Path,
+        precision: Precision,
+        threads: int,
+        *,
+        codes: int | None = None,
+        usual: tuple[int, ...] = (),
     ) -> None:
+        """Compile.
+
+        Args:
+            graph: file.
+            precision: of its arithmetic.
+            threads: that work on one call.
+            codes: which input holds the ads' rows in 8 bits, if any.
+            usual: numbers of requests and candidates that calls mostly have; (): of any.
+        """
         model = _core().read_model(graph)
         if codes is not None:
             steps = PrePostProcessor(model)
@@ -161,35 +182,63 @@ class Compiled:
             model = steps.build()
         if precision == "int8":
             _round_weights(model)
-        # A thread that calls works by itself, which saves handing over to another and back: no
-        # streams. Where several work on one call, they are as many as can run side by side.
-        streams = 0 if threads == 1 else max(1, available_cores() // threads)
-        self._model = _core().compile_model(
-            model,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": streams,
-                "INFERENCE_NUM_THREADS": threads * max(1, streams),
-                "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
-                "INFERENCE_PRECISION_HINT": _HINTS[_beside(precision)],
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
-            },
-        )
-        self._outputs = len(self._model.outputs)
+        self._usual = usual
+        self._any = _compiled(model, precision, threads)
+        self._outputs = len(self._any.outputs)
+        self._fixed: Any = None
+        if usual:
+            model.reshape({port: _with_sizes(port.partial_shape, usual) for port in model.inputs})
+            self._fixed = _compiled(model, precision, threads)
         self._own = threading.local()
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """Outputs for inputs, in the graph's order. Inputs have the graph's types."""
-        if not hasattr(self._own, "request"):
-            self._own.request = self._model.create_infer_request()
-        request = self._own.request
+        request = self._request(self.is_usual(inputs))
         # Set one by one: what `infer` does to inputs of any kind takes longer than small graphs.
         for place, array in enumerate(inputs):
             whole = array if array.flags.c_contiguous else np.ascontiguousarray(array)
             request.set_input_tensor(place, openvino.Tensor(whole, shared_memory=True))
         request.infer()
         return [np.array(request.get_output_tensor(i).data) for i in range(self._outputs)]
+
+    def is_usual(self, inputs: Sequence[NDArray[Any]]) -> bool:
+        """Whether inputs have the usual sizes. The last input has all that are free."""
+        return self._fixed is not None and inputs[-1].shape[: len(self._usual)] == self._usual
+
+    def _request(self, usual: bool) -> Any:
+        """This thread's own."""
+        if not hasattr(self._own, "requests"):
+            self._own.requests = {}
+        requests: dict[bool, Any] = self._own.requests
+        if usual not in requests:
+            compiled = self._fixed if usual else self._any
+            requests[usual] = compiled.create_infer_request()
+        return requests[usual]
+
+
+def _compiled(model: Any, precision: Precision, threads: int) -> Any:
+    # A thread that calls works by itself, which saves handing over to another and back: no streams.
+    # Where several work on one call, they are as many as can run side by side.
+    streams = 0 if threads == 1 else max(1, available_cores() // threads)
+    return _core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads * max(1, streams),
+            "ENABLE_CPU_PINNING": False,  # other processes would be pinned to the same cores
+            "INFERENCE_PRECISION_HINT": _HINTS[_beside(precision)],
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP if precision == "int8" else 0,
+        },
+    )
+
+
+def _with_sizes(shape: Any, sizes: tuple[int, ...]) -> Any:
+    """A shape whose free axes, the first ones, have these sizes."""
+    return openvino.PartialShape(
+        [sizes[axis] if size.is_dynamic else size for axis, size in enumerate(shape)]
+    )
 
 
 def _beside(precision: Precision) -> Precision:
