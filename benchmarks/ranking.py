@@ -35,7 +35,7 @@ from adrec.bundle import GRAPHS, PRERANKER, Bundle
 from adrec.features.batches import Candidates, Fields, Query, stack_queries
 from adrec.inference.backends import Backend, Pool, Usual
 from adrec.inference.choice import is_installed, make_backends, possible
-from adrec.inference.graphs import PrefixInputs
+from adrec.inference.graphs import RequestInputs
 from adrec.inference.onnx_export import CANDIDATES, PREFIX, export_onnx, sample_requests
 from adrec.inference.runtime import Runtime
 from adrec.models.ad_rows import AdRows
@@ -112,11 +112,6 @@ def all_ways(bundle: Bundle, served: Runtime, threads: int, folder: Path) -> dic
         load_weights(bundle.path / PRERANKER, preranker)
         preranker.eval()
     graphs = bundle.path / GRAPHS
-    most = bundle.manifest.serving.candidates
-    usual = Usual(most, most if preranking is None else preranking.considered)  # as it serves
-    backends = make_backends(
-        ranker, preranker, graphs, possible(graphs), threads=threads, usual=usual
-    )
 
     def serve(backend: Backend, considered: int | None) -> Rank:
         runtime = Runtime(
@@ -140,13 +135,18 @@ def all_ways(bundle: Bundle, served: Runtime, threads: int, folder: Path) -> dic
     }
     if is_installed("onnxruntime"):
         ways["ONNX Runtime float32"] = OnnxRanker(bundle, ranker, threads, folder)
-    ways |= {f"{b.engine} {b.precision}": serve(b, None) for b in backends}
-    if preranking is not None:
-        considered = preranking.considered
-        ways |= {
-            f"{b.engine} {b.precision}, preranker to {considered}": serve(b, considered)
-            for b in backends
-        }
+    most = bundle.manifest.serving.candidates
+    for considered in (None, preranking.considered) if preranking is not None else (None,):
+        made = make_backends(
+            ranker,
+            preranker,
+            graphs,
+            possible(graphs),
+            threads=threads,
+            usual=Usual(most, considered or most),  # as the version serves
+        )
+        then = "" if considered is None else f", preranker to {considered}"
+        ways |= {f"{b.engine} {b.precision}{then}": serve(b, considered) for b in made}
     return ways
 
 
@@ -222,7 +222,7 @@ class OnnxRanker:
 
     def __call__(self, asked: Asked) -> object:
         """Predictions."""
-        known = PrefixInputs.of(self._ranker, asked.query)._asdict()
+        known = RequestInputs.of(self._ranker, asked.query)._asdict()
         known["item_ads"] = known["item_codes"]
         prefix = self._run(self._prefix, known)
         histories = histories_of(asked.query, self._ranker.layout.impressions)

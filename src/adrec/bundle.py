@@ -57,7 +57,7 @@ CALIBRATION = "calibration.json"
 PRERANKER = "preranker.safetensors"
 GRAPHS = "openvino"
 """Folder of the ranker's graphs in a version."""
-FORMAT = 7
+FORMAT = 8
 """Of model versions and prepared logs: those of another one are made again."""
 
 

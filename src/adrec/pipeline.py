@@ -232,11 +232,12 @@ def publish_run(
             progress.say(str(preranking))
     others = [one for one in possible(graphs) if one != REFERENCE and _may_serve(config, *one)]
     considered = None if preranking is None else preranking.considered
+    as_served = partial(served, considered=considered)
     admissions = measure_backends(
         make_backends(trained.ranker, preranker, graphs, others),
-        exact,
+        as_served(TorchBackend(trained.ranker, preranker=preranker)),
         ad_rows,
-        partial(served, considered=considered),
+        as_served,
         dataset,
     )
     for one in admissions:

@@ -37,7 +37,13 @@ from adrec.inference.choice import (
     serving_backends,
     user_encoder,
 )
-from adrec.inference.graphs import CandidateInputs, PrefixInputs, PrerankGraph
+from adrec.inference.graphs import (
+    CandidateInputs,
+    PrerankGraph,
+    RequestInputs,
+    ScoreGraph,
+    tensors,
+)
 from adrec.inference.openvino_backend import SCORE, Compiled, UserEncoder
 from adrec.inference.runtime import Runtime, embed_users
 from adrec.models.ad_rows import AdRows
@@ -160,9 +166,10 @@ def test_scores_are_the_rankers(
     np.testing.assert_allclose(exact[..., 2], expected[..., 2], rtol=1e-3)
 
 
+@pytest.mark.parametrize("requests", [1, 2])
 @pytest.mark.parametrize("known", ["request", "histories", "nothing"])
 def test_a_log_may_lack_fields_histories_and_counters(
-    known: str, tiny_dataset: Dataset, tmp_path: Path
+    known: str, requests: int, tiny_dataset: Dataset, tmp_path: Path
 ) -> None:
     whole = tiny_dataset.features.layout
     bare = replace(whole, user_sizes=(), user_dense=0, counters=0)
@@ -172,8 +179,8 @@ def test_a_log_may_lack_fields_histories_and_counters(
         bare = replace(bare, history_lengths=(), impressions=())
     torch.manual_seed(0)
     model = Ranker(SMALL, bare).eval().requires_grad_(False)
-    query, candidates, rows = asked(tiny_dataset, 2, 30)
-    nothing = Fields(torch.zeros((2, 0), dtype=torch.int32), torch.zeros((2, 0)))
+    query, candidates, rows = asked(tiny_dataset, requests, 30)
+    nothing = Fields(torch.zeros((requests, 0), dtype=torch.int32), torch.zeros((requests, 0)))
     query = replace(
         query,
         user=nothing,
@@ -183,7 +190,9 @@ def test_a_log_may_lack_fields_histories_and_counters(
     candidates = replace(candidates, counters_BNC=candidates.counters_BNC[..., :0])
     graphs = tmp_path / "graphs"
     tower = TwoTower(TwoTowerConfig(output_dim=16), bare).eval().requires_grad_(False)
+    preranker = Preranker(SMALL.width, model.layout.task_kinds).eval().requires_grad_(False)
     convert(tower, model, Example(query, candidates, rows), graphs)
+    convert_preranker(model, preranker, Example(query, candidates, rows), graphs)
     if known != "nothing":
         encode = user_encoder(tower, graphs, ServingConfig())
         np.testing.assert_allclose(encode(query), embed_users(tower, query), atol=1e-5)
@@ -192,10 +201,14 @@ def test_a_log_may_lack_fields_histories_and_counters(
     ad_rows, choices = AdRows.of(model, encoded), possible(graphs)
     assert len(choices) == (2 if known == "nothing" else 5)
     pool = pool_of(model, query, candidates, ad_rows, rows)
-    for backend in make_backends(model, None, graphs, choices, threads=1):
-        found = backend.open(query).score(pool)
-        atol = TOLERANCE[backend.precision]
-        np.testing.assert_allclose(logit(found), logit(expected), atol=atol)
+    reference = TorchBackend(model, preranker=preranker).open(query)
+    usual = Usual(guessed=30, scored=30)
+    for backend in make_backends(model, preranker, graphs, choices, threads=1, usual=usual):
+        opened, atol = backend.open(query), TOLERANCE[backend.precision]
+        np.testing.assert_allclose(logit(opened.score(pool)), logit(expected), atol=atol)
+        np.testing.assert_allclose(logit(opened.score_exactly(pool)), logit(expected), atol=1e-4)
+        guessed = opened.prerank(pool)
+        np.testing.assert_allclose(logit(guessed), logit(reference.prerank(pool)), atol=0.05)
 
 
 @pytest.mark.parametrize("name", ALL, ids=" ".join)
@@ -206,7 +219,8 @@ def test_many_threads_at_once(
     ranker: Ranker,
     tiny_dataset: Dataset,
 ) -> None:
-    cases = [asked(tiny_dataset, 1, count) for count in range(5, 45)]
+    cases = [asked(tiny_dataset, 1 + count % 2, count) for count in range(5, 45)]
+    cases[::3] = [asked(tiny_dataset, 1, 100)] * len(cases[::3])  # the usual number
     backend = backends[name]
 
     def scored(case: tuple[Query, Candidates, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -235,6 +249,19 @@ def test_users_have_the_vectors_of_the_tower(
     assert isinstance(user_encoder(two_tower, graphs, ServingConfig()), UserEncoder)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40)])
+def test_the_graph_of_a_score_is_the_ranker(
+    shape: tuple[int, int], ranker: Ranker, tiny_dataset: Dataset
+) -> None:
+    query, candidates, rows = asked(tiny_dataset, *shape)
+    pool = pool_of(ranker, query, candidates, None, rows)
+    own = CandidateInputs.of(ranker, pool.together_BNX, candidates, None)
+    inputs = tensors([*RequestInputs.of(ranker, query), *own])
+    found, expected = ScoreGraph(ranker)(*inputs), ranker.predict(query, candidates)
+    np.testing.assert_allclose(logit(found.numpy()), logit(expected.numpy()), atol=1e-5)
+    np.testing.assert_allclose(found[..., 2], expected[..., 2], rtol=1e-5)
+
+
 def test_the_usual_sizes_have_a_graph_of_their_own(
     graphs: Path, ranker: Ranker, tiny_dataset: Dataset
 ) -> None:
@@ -243,7 +270,7 @@ def test_the_usual_sizes_have_a_graph_of_their_own(
         query, candidates, rows = asked(tiny_dataset, *shape)
         pool = pool_of(ranker, query, candidates, None, rows)
         own = CandidateInputs.of(ranker, pool.together_BNX, candidates, None)
-        inputs = *PrefixInputs.of(ranker, query), *own
+        inputs = *RequestInputs.of(ranker, query), *own
         assert both.is_usual(inputs) == (shape == (2, 7))
         assert not of_any.is_usual(inputs)
         np.testing.assert_allclose(both(*inputs)[0], of_any(*inputs)[0], rtol=1e-4)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from adrec.errors import ConfigError
 from adrec.features.batches import Candidates, Query, candidates_of, stack_queries
 from adrec.features.dataset import Dataset
-from adrec.inference.graphs import PrefixInputs
+from adrec.inference.graphs import RequestInputs
 from adrec.inference.onnx_export import EXAMPLE, INTERFACE, Interface, export_onnx, sample_requests
 from adrec.models.ranker import Ranker, RankerConfig, histories_of, known_together
 
@@ -59,7 +59,7 @@ def predict(folder: Path, ranker: Ranker, query: Query, candidates: Candidates) 
         "ad_codes": fields.categorical.flatten(end_dim=-2).numpy(),
         "ad_dense": fields.dense.flatten(end_dim=-2).numpy(),
     })["ads"]  # fmt: skip
-    known = PrefixInputs.of(ranker, query)._asdict()
+    known = RequestInputs.of(ranker, query)._asdict()
     prefix = run(folder, "prefix.onnx", known | {"item_ads": known["item_codes"]})
     together = known_together(histories_of(query, ranker.layout.impressions), candidates)
     return run(folder, "candidates.onnx", prefix | {

@@ -1,8 +1,8 @@
 """How near to float32 does each backend come? What serves is admitted by these measurements.
 
 Two things count: the AUC of the first pass over impressions of the validation period, and the top
-10 of all candidates after the best have been rescored. Both are compared with the ranker as it was
-trained, on torch in float32.
+10 after the best have been rescored. Both are compared with the ranker as it was trained, on torch
+in float32, with the same preranker, if there is one: what that misses is its own to tell.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ def measure_backends(
 
     Args:
         backends: other ones.
-        reference: runs the ranker as it was trained, on all candidates.
+        reference: runs the ranker as it was trained.
         ad_rows: what it makes of the ads.
         served: makes recommenders that differ in the backend only, as they would serve.
         dataset: with the validation period.

@@ -31,7 +31,7 @@ from adrec.training.objectives import thin
 CHOICES = (16, 24, 32, 40, 48, 64, 96, 128, 192, 256)
 """How many candidates the ranker may look at."""
 
-_LEAST_FOUND = 0.995  # of the top 10; 99% must be left once the arithmetic is coarser, too
+_LEAST_FOUND = 0.995  # of the top 10
 _REQUESTS, _TAUGHT = 600, 0.8
 _BATCH = 4
 

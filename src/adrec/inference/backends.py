@@ -95,7 +95,7 @@ class Pool:
 
 
 class Opened(Protocol):
-    """B requests, encoded. Scores are a probability or expected value of each task, [B, N, K]."""
+    """B requests. Scores are a probability or expected value of each task, [B, N, K]."""
 
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         """The preranker's guess, calibrated."""
@@ -119,7 +119,7 @@ class Backend(Protocol):
         """Of `Opened.score`."""
 
     def open(self, query: Query) -> Opened:
-        """Encode B requests."""
+        """Do what can be done for B requests before their candidates are known."""
 
 
 class TorchBackend:

@@ -52,7 +52,7 @@ class Admission(Strict):
     auc_change: dict[str, float]
     """By binary task: AUC of the first pass less that of float32, on the validation period."""
     top_agreement: float
-    """Share of the top 10 of all candidates that float32 has, too, after the best are rescored."""
+    """Share of the top 10 that float32 has, too, after the best are rescored."""
     native_bf16: bool
     """Whether the processor had bf16, which is used beside int8 where it is there."""
 
@@ -156,7 +156,7 @@ def serving_backends(
         wanted: what the settings say.
         admissions: what was measured when the version was made.
         like: only this one, if it may serve.
-        usual: see there.
+        usual: see `Usual`.
 
     Raises:
         ConfigError: an engine is wanted that is not installed, or has no such precision.
@@ -242,7 +242,7 @@ def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, gr
 def example_of(state: State, count: int) -> Example:
     """A new user's request with the first `count` ads of the catalogue."""
     visitor = state.visit(None, 0, {})
-    row_BN = np.arange(min(count, len(state.catalogue)), dtype=np.int64)[None, :]
+    row_BN = np.arange(1, min(count + 1, len(state.catalogue)), dtype=np.int64)[None, :]
     candidates = candidates_of(
         state.catalogue.encoded,
         row_BN,

@@ -26,7 +26,7 @@ from adrec.models.ranker import Opening, Prefix, Ranker, history_lengths, recent
 from adrec.models.two_tower import Met, TwoTower, item_weights
 
 
-class PrefixInputs(NamedTuple):
+class RequestInputs(NamedTuple):
     """What graphs of the ranker read of B requests with S recent history items."""
 
     user_codes: NDArray[np.int32]
@@ -43,7 +43,7 @@ class PrefixInputs(NamedTuple):
     item_mask: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, ranker: Ranker, query: Query) -> "PrefixInputs":
+    def of(cls, ranker: Ranker, query: Query) -> "RequestInputs":
         """Gather them; items are always exact."""
         items = recent_items(query, ranker.config.history_tokens)
         items_BSD = ranker.item_tokens(query, items)
@@ -99,13 +99,13 @@ class CandidateInputs(NamedTuple):
 
 FreeAxes = tuple[tuple[int, ...], ...]
 """Of each input of a graph, the axes along which its size may change."""
-REQUEST_FREE: FreeAxes = ((0,),) * len(PrefixInputs._fields)
+REQUEST_FREE: FreeAxes = ((0,),) * len(RequestInputs._fields)
 SCORE_FREE: FreeAxes = (*REQUEST_FREE, *((0, 1),) * len(CandidateInputs._fields))
 PRERANK_FREE: FreeAxes = (*REQUEST_FREE, *((0, 1),) * 3)
 
 
 class PrefixGraph(nn.Module):
-    """`PrefixInputs` to keys, values, mask and summary of `ranker.Prefix`."""
+    """`RequestInputs` to keys, values, mask and summary of `ranker.Prefix`."""
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class CandidateGraph(nn.Module):
 
 
 class ScoreGraph(nn.Module):
-    """`PrefixInputs` and `CandidateInputs` to predictions [B, N, K], uncalibrated."""
+    """`RequestInputs` and `CandidateInputs` to predictions [B, N, K], uncalibrated."""
 
     def __init__(self, ranker: Ranker) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class ScoreGraph(nn.Module):
 
 
 def _opening(ranker: Ranker, request: Sequence[Tensor]) -> Opening:
-    """What the ranker makes of `PrefixInputs` before the blocks."""
+    """What the ranker makes of `RequestInputs` before the blocks."""
     user_codes, user_dense, request_codes, request_dense, lengths, *items = request
     item_codes, item_scales, item_gaps, item_outcomes, item_mask = items
     return ranker.opening(
@@ -179,7 +179,7 @@ def _ads(ad_codes: Tensor, ad_scales: Tensor) -> Tensor:
 
 
 class PrerankGraph(nn.Module):
-    """`PrefixInputs`, the cross half of `AdRows` and `known_together` of candidates, to the
+    """`RequestInputs`, the cross half of `AdRows` and `known_together` of candidates, to the
     preranker's guesses [B, N, K]."""
 
     def __init__(self, ranker: Ranker, preranker: Preranker) -> None:

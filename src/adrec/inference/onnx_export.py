@@ -27,7 +27,7 @@ from adrec.errors import ConfigError
 from adrec.features.batches import Candidates, Query, candidates_of, stack_queries
 from adrec.features.state import State
 from adrec.inference.choice import is_installed
-from adrec.inference.graphs import AdGraph, CandidateGraph, PrefixGraph, PrefixInputs, tensors
+from adrec.inference.graphs import AdGraph, CandidateGraph, PrefixGraph, RequestInputs, tensors
 from adrec.models.ranker import Ranker, histories_of, known_together
 from adrec.schema import Strict
 
@@ -152,11 +152,11 @@ def _export_prefix(ranker: Ranker, query: Query, folder: Path, example: dict[str
     names = {"item_codes": "item_ads"}  # exact, the first half of the items' rows of ADS
     fills = {"item_scales": 1.0}
     if not ranker.layout.history_lengths:
-        fills |= {name: 0.0 for name in PrefixInputs._fields if name.startswith("item_")}
+        fills |= {name: 0.0 for name in RequestInputs._fields if name.startswith("item_")}
     inputs = [
         _Input(names.get(name, name), tensor, {0: "B"}, fills.get(name))
         for name, tensor in zip(
-            PrefixInputs._fields, tensors(PrefixInputs.of(ranker, query)), strict=True
+            RequestInputs._fields, tensors(RequestInputs.of(ranker, query)), strict=True
         )
     ]
     outputs = {"keys": {1: "B"}, "values": {1: "B"}, "mask": {0: "B"}, "summary": {0: "B"}}

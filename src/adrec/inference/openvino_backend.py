@@ -5,8 +5,8 @@ rounds groups of activations to 8 bits on the fly, where the processor multiplie
 Beside int8, the preranker and what else is not in 8 bits are bf16 if the processor has that, else
 float32.
 
-Requests and their candidates go through one graph: with few candidates, which is what a preranker
-leaves, half of the time is that of reading the weights, which then happens once.
+Requests and their candidates go through one graph, in its precision: with few candidates, which is
+what a preranker leaves, half of the time is that of reading the weights, which then happens once.
 """
 
 import threading
@@ -28,8 +28,8 @@ from adrec.inference.graphs import (
     SCORE_FREE,
     CandidateInputs,
     FreeAxes,
-    PrefixInputs,
     PrerankGraph,
+    RequestInputs,
     ScoreGraph,
     UserGraph,
     tensors,
@@ -44,7 +44,7 @@ from adrec.training.optimiser import has_native_bf16
 
 SCORE, PRERANK, USERS = "score.xml", "prerank.xml", "users.xml"
 
-_AD_CODES = len(PrefixInputs._fields)  # which input they are
+_AD_CODES = len(RequestInputs._fields)  # which input they are
 _HINTS: dict[Precision, str] = {"float32": "f32", "bf16": "bf16"}
 _GROUP = 128  # activations that share a scale
 _LEAST_WEIGHTS = 16_384  # smaller layers stay as they are
@@ -76,7 +76,7 @@ class OpenVinoBackend:
             graphs: folder of the graphs.
             precisions: wanted.
             threads: that work on one call.
-            usual: see there.
+            usual: see `Usual`. Not for coarse arithmetic, which pays for many candidates.
         """
         guessed, scored = ((1, usual.guessed), (1, usual.scored)) if usual else ((), ())
         exact = Compiled(graphs / SCORE, "float32", threads, usual=scored)
@@ -91,8 +91,7 @@ class OpenVinoBackend:
         def of(precision: Precision) -> Graphs:
             if precision == "float32":
                 return Graphs(exact, prerank("float32"), coarse=None)
-            graph = graphs / SCORE
-            coarse = Compiled(graph, precision, threads, codes=_AD_CODES, usual=scored)
+            coarse = Compiled(graphs / SCORE, precision, threads, codes=_AD_CODES)
             return Graphs(exact, prerank(_beside(precision)), coarse)
 
         return [cls(ranker, precision, of(precision)) for precision in precisions]
@@ -114,7 +113,7 @@ class _OpenedOnOpenVino:
     @torch.inference_mode()
     def __init__(self, ranker: Ranker, query: Query, graphs: Graphs) -> None:
         self._ranker, self._graphs = ranker, graphs
-        self._request = PrefixInputs.of(ranker, query)
+        self._request = RequestInputs.of(ranker, query)
 
     def prerank(self, pool: Pool) -> NDArray[np.float32]:
         assert self._graphs.prerank is not None
@@ -270,7 +269,7 @@ def convert(two_tower: TwoTower, ranker: Ranker, example: Example, folder: Path)
     if not (layout.user_sizes or layout.request_sizes or layout.history_lengths):
         return
     query, pool = example.query, _pool(ranker, example)
-    request = PrefixInputs.of(ranker, query)
+    request = RequestInputs.of(ranker, query)
     own = CandidateInputs.of(ranker, pool.together_BNX, pool.candidates, None)
     folder.mkdir(parents=True, exist_ok=True)
     _convert(ScoreGraph(ranker), tensors([*request, *own]), SCORE_FREE, folder / SCORE)
@@ -286,7 +285,7 @@ def convert_preranker(ranker: Ranker, preranker: Preranker, example: Example, fo
     pool = _pool(ranker, example)
     ads, scales, together, _ = CandidateInputs.of(ranker, pool.together_BNX, pool.candidates, None)
     own = ads[..., ranker.config.width :], scales[..., 1], together
-    inputs = tensors([*PrefixInputs.of(ranker, example.query), *own])
+    inputs = tensors([*RequestInputs.of(ranker, example.query), *own])
     _convert(PrerankGraph(ranker, preranker), inputs, PRERANK_FREE, folder / PRERANK)
 
 

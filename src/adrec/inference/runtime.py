@@ -1,6 +1,6 @@
 """Runtime: both models, trees beside the ranker if there are any, calibrated.
 
-Serving and evaluation score with it. A request is encoded once for all candidates. With a
+Serving and evaluation score with it. All candidates of a request are scored at once. With a
 preranker the ranker looks only at those that it guesses to be the best; and where the backend is
 coarser than float32, the best of these are scored once more, exactly: as an index rescores what its
 codes found.
