@@ -264,13 +264,14 @@ class TestRefit:
 
         def train(objective: Any, dataset: Dataset, config: TrainConfig, directory: Path,
                   **options: Any) -> Position:  # fmt: skip
-            calls.append((directory.parent.name, directory.name, config.epochs))
+            passes = config.epochs, config.stop_after
+            calls.append((directory.parent.name, directory.name, *passes))
             if directory.parent.name == "training":
                 metrics = iter([float(i == best[directory.name]) for i in (1, 2, 3)])
                 monkeypatch.setattr(objective, "validate", lambda: {"given": next(metrics)})
             return really(objective, dataset, config, directory, **options)
 
-        calls: list[tuple[str, str, int]] = []
+        calls: list[tuple[str, str, int, int | None]] = []
         monkeypatch.setattr(stages, "train", train)
         three = {
             f"training.{stage}.{name}": 3
@@ -280,10 +281,10 @@ class TestRefit:
         config = small_config({"training.refit": True} | three)
         pipeline.run(config, run)
         assert calls == [
-            ("training", "two-tower", 3),
-            ("training", "ranker", 3),
-            ("refit", "two-tower", 2),
-            ("refit", "ranker", 1),
+            ("training", "two-tower", 3, None),
+            ("training", "ranker", 3, None),
+            ("refit", "two-tower", 3, 2),
+            ("refit", "ranker", 3, 1),
         ]
         for stage, epochs in best.items():
             assert ended(run, "training", stage)["best_epoch"] == epochs - 1

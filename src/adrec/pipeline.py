@@ -167,9 +167,11 @@ def log_key(config: RunConfig) -> str:
 
 
 def fixed_epochs(config: RunConfig, chosen: Trained) -> RunConfig:
-    """The same settings with as many epochs as were best on the validation period."""
+    """The same settings, but training ends after as many epochs as were best on the validation
+    period. Its learning rates stay those of then: planned for fewer epochs, they would be another
+    training than the one that was judged."""
     stages = {"two_tower": chosen.two_tower_run, "ranker": chosen.ranker_run}
-    epochs = {name: {"epochs": stage.best_epoch + 1} for name, stage in stages.items()}
+    epochs = {name: {"stop_after": stage.best_epoch + 1} for name, stage in stages.items()}
     training = {
         name: getattr(config.training, name).model_copy(update=update)
         for name, update in epochs.items()

@@ -605,6 +605,20 @@ def test_training_stops_once_patience_epochs_were_no_better(
     assert len(set(objective.seen)) == epochs
 
 
+def test_training_may_end_earlier_than_its_learning_rates(
+    tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """It is then what a longer one was after so many epochs."""
+    long, short = Scripted([0.1, 0.2, 0.3]), Scripted([0.1, 0.2])
+    config = CONFIG.model_copy(update={"epochs": 3})
+    run(long, tiny_dataset, tmp_path / "long", config)
+    config = config.model_copy(update={"stop_after": 2})
+    position = run(short, tiny_dataset, tmp_path / "short", config)
+    assert (position.epoch, position.best_epoch, position.done) == (2, 1, True)
+    assert short.seen == long.seen[:2]
+    assert short.model.weight.item() == long.seen[1]
+
+
 def test_it_says_after_each_epoch_how_it_stands(tiny_dataset: Dataset, tmp_path: Path) -> None:
     """Resumed or done already, it says at once what it has found."""
     told: list[tuple[int, bool]] = []

@@ -11,7 +11,9 @@ class TrainConfig(Strict):
     """How one model is trained."""
 
     epochs: int = Field(default=3, ge=1)
-    """Most passes over the training period."""
+    """Most passes over the training period. Learning rates are planned for so many."""
+    stop_after: int | None = Field(default=None, ge=1)
+    """Passes after which training ends all the same."""
     patience: int = Field(default=1, ge=1)
     """Training stops once this many epochs in a row have not raised the validation metric."""
     batch_rows: int = Field(default=2048, ge=1)

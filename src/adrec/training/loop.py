@@ -147,7 +147,7 @@ class _Run:
             self._log.write_text("")
         config, at = self._config, self.position
         plan, rows, keep_N = self._plan(at.epoch)
-        what = f"{self._name} epoch {at.epoch + 1}/{config.epochs}"
+        what = f"{self._name} epoch {at.epoch + 1}/{_passes(config)}"
         done = sum(rows[: at.step * config.accumulate])
         with self._progress.track(what, sum(rows), done=done) as advance:
             self._steps(plan, keep_N, stop, advance)
@@ -291,7 +291,7 @@ class _Run:
         better = chosen_by is None or value > at.best or at.best_epoch < 0
         if better:
             at.best, at.best_epoch = -math.inf if math.isnan(value) else value, at.epoch
-        at.done = at.epoch + 1 >= config.epochs or at.epoch - at.best_epoch >= config.patience
+        at.done = at.epoch + 1 >= _passes(config) or at.epoch - at.best_epoch >= config.patience
         at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
         if better:
             self._save("best")
@@ -321,6 +321,11 @@ class _Planned(TorchDataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         return self._dataset.batch(self._plan[number], self._keep_N)
+
+
+def _passes(config: TrainConfig) -> int:
+    """Most passes over the training period."""
+    return min(config.epochs, config.stop_after or config.epochs)
 
 
 def _ignore(position: Position) -> None:
