@@ -82,6 +82,22 @@ def test_a_version_serves_with_it(
     assert len(with_it.recommend(k=80).ads) == 80  # as many as are asked for
 
 
+def test_what_it_misses_is_not_laid_to_a_backend(
+    tiny_run: Path, small_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Of so few candidates some of the ranker's top 10 are missing, on whichever backend."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    changes = {"serving.considered": 10, "serving.engine": "auto", "serving.precision": "auto"}
+    pipeline.run(small_config(changes), run)
+    manifest = Bundle.open(run).manifest
+    assert manifest.preranking is not None
+    assert manifest.preranking.top_agreement < 0.98
+    exact = {(one.engine, one.precision): one for one in manifest.admissions}["openvino", "float32"]
+    assert exact.top_agreement == 1.0
+    assert exact.admitted
+
+
 def test_a_new_ad_is_guessed_and_ranked_at_once(
     tiny_run: Path, small_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -1,11 +1,11 @@
 """Both models as graphs of plain tensors. Free are the numbers of requests B and of candidates N,
 and no others.
 
-    PrerankGraph                   request, candidates ─► guesses    ┐
-    ScoreGraph                     request, candidates ─► predictions├ OpenVINO compiles these
-    UserGraph                      request ─► vector of the two-tower┘
-    PrefixGraph, CandidateGraph    ScoreGraph in two steps           ┐
-    AdGraph                        what depends on an ad alone       ┴ these are exported
+    PrerankGraph                  request, candidates ─► guesses      ┐
+    ScoreGraph                    request, candidates ─► predictions  ├ OpenVINO compiles these
+    UserGraph                     request ─► vector of the two-tower  ┘
+    PrefixGraph, CandidateGraph   ScoreGraph in two steps             ┐
+    AdGraph                       what depends on an ad alone         ┴ these are exported
 
 Of ads they read `AdRows` in 8 bits, or, for exact scores, the same halves in float32 with scales of
 1.
