@@ -1,7 +1,5 @@
 """How many threads work on a request."""
 
-import os
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -74,13 +72,3 @@ def test_work_in_the_background(threads_as_before):
     assert in_background(torch.get_num_threads) == 1
     with pytest.raises(ValueError, match="invalid literal"):
         in_background(lambda: int("broken"))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
-def test_work_that_leaves_the_processor_to_others():
-    def nice():
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    before = nice()
-    assert in_background(nice, niceness=3) == min(before + 3, 19)
-    assert nice() == before

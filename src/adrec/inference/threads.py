@@ -7,7 +7,6 @@ fastest on a single thread, and other cores answer other requests.
 
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -55,21 +54,7 @@ def side_by_side(work: Callable[[A], T], parts: Sequence[A]) -> Iterator[T]:
         faiss.omp_set_num_threads(of_faiss)
 
 
-def in_background(work: Callable[[], T], *, niceness: int = 0) -> T:
-    """Do something that takes long beside requests, on a thread of its own that uses one core.
-
-    Args:
-        work: what to do.
-        niceness: added to the thread's, where the system has such a thing; the higher, the more it
-            leaves to other processes. In a process that answers meanwhile it should be 0: while
-            that thread holds Python's lock, whoever answers waits for it.
-    """
-
-    def begin() -> None:
-        use_threads(1)
-        if niceness and sys.platform == "linux":  # elsewhere threads have none of their own
-            me = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + niceness)
-
-    with ThreadPoolExecutor(1, initializer=begin) as pool:
+def in_background(work: Callable[[], T]) -> T:
+    """Do something that takes long beside requests, on a thread of its own that uses one core."""
+    with ThreadPoolExecutor(1, initializer=use_threads, initargs=(1,)) as pool:
         return pool.submit(work).result()

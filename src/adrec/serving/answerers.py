@@ -13,7 +13,6 @@ the version loads it anew.
 
 import atexit
 import contextlib
-import gc
 import logging
 import queue
 import signal
@@ -31,8 +30,9 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import BundleError
 from adrec.inference.backends import BackendName
-from adrec.inference.threads import in_background, use_threads
+from adrec.inference.threads import use_threads
 from adrec.recommender import Clock
+from adrec.serving.aside import begin
 from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
 from adrec.serving.logs import log_to_stderr
 from adrec.serving.wire import AdInfo, UserOut
@@ -41,7 +41,6 @@ from adrec.slates import Request
 T = TypeVar("T")
 
 _LEAVE_S = 10.0
-_NICENESS = 10  # of loading: those who answer meanwhile go first
 
 _log = logging.getLogger(__name__)
 
@@ -203,9 +202,8 @@ class _Process:
     def __init__(self, folder: Path, log_url: str, clock: Clock, like: BackendName | None) -> None:
         context = get_context("spawn")  # a fork of a process with threads of torch may hang
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_answer, args=(theirs, folder, log_url, clock, like), name="adrec-answers"
-        )
+        self._connection.send(partial(_load, folder, log_url, clock, like))
+        self._process = context.Process(target=begin, args=(theirs,), name="adrec-answers")
         self._process.start()
         atexit.register(self._connection.close)  # else we would wait for it for ever
         theirs.close()  # else its end would not be seen
@@ -285,31 +283,24 @@ def _result(found: Any) -> Any:
     return found
 
 
-def _answer(
-    connection: Connection,
-    folder: Path,
-    log_url: str,
-    clock: Clock,
-    like: BackendName | None,
-) -> None:
-    """In the process: load, say so, and do what is sent until the pipe is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all: the server ends us in time
-        signal.signal(number, signal.SIG_IGN)
+def _load(
+    folder: Path, log_url: str, clock: Clock, like: BackendName | None
+) -> Callable[[Connection], None]:
+    """In the process, aside: load, or find out why that cannot be."""
     log_to_stderr()
     use_threads(1)
-    log = EventLog(log_url)
+    try:
+        loaded = Loaded.load(folder, EventLog(log_url), clock=clock, mapped=True, like=like)
+    except Exception as error:
+        return partial(Connection.send, obj=error)
+    return partial(_answer, loaded)
+
+
+def _answer(loaded: Loaded, connection: Connection) -> None:
+    """In the process: say that it can answer, and do what is sent until the pipe is closed."""
+    use_threads(1)
+    loaded.warm()  # this thread, too
     with contextlib.suppress(EOFError, OSError):  # the server is gone
-        gc.disable()  # what is loaded stays, and looking through it again and again takes long
-        try:
-            load = partial(Loaded.load, folder, log, clock=clock, mapped=True, like=like)
-            loaded = in_background(load, niceness=_NICENESS)
-            loaded.warm()  # this thread, too
-        except Exception as error:
-            connection.send(error)
-            return
-        gc.collect()
-        gc.freeze()
-        gc.enable()
         connection.send(_Ready(loaded.version, loaded.told))
         while True:
             call: _Call = connection.recv()

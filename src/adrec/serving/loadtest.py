@@ -7,6 +7,7 @@ followed by events, as clients report them.
 """
 
 import asyncio
+import gc
 import json
 import time
 from collections import Counter
@@ -119,6 +120,17 @@ async def run_load(
         check: told each answer; those it dislikes are counted as wrong.
         tell: told every second how many have passed.
     """
+    gc.collect()
+    gc.freeze()  # looking through all that the caller has loaded would make requests late
+    try:
+        return await _send(url, load, token, check, tell)
+    finally:
+        gc.unfreeze()
+
+
+async def _send(
+    url: str, load: Load, token: str | None, check: Check, tell: Callable[[float], None]
+) -> Result:
     found, generator = Result(), np.random.default_rng(load.seed)
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)

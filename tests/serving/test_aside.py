@@ -1,0 +1,31 @@
+"""Beginning aside: others have the processor first, from the imports on."""
+
+import subprocess
+import sys
+from multiprocessing import get_context
+
+import pytest
+
+from adrec.serving.aside import begin
+from serving.asides import niceness, prepare
+
+PATIENCE_S = 60.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_only_what_comes_before_the_answers_leaves_the_processor_to_others():
+    context = get_context("spawn")
+    connection, theirs = context.Pipe()
+    connection.send(prepare)
+    process = context.Process(target=begin, args=(theirs,))
+    process.start()
+    assert connection.poll(PATIENCE_S)
+    assert connection.recv() == (19, niceness(), True)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_beginning_imports_nothing_that_takes_long():
+    code = "import sys, adrec.serving.aside; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "faiss", "pandas"} & set(found.stdout.split())
