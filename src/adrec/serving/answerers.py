@@ -88,6 +88,7 @@ class Answerers:
 
         Raises:
             BundleError: the version is damaged.
+            EventLogError: the log cannot be read.
         """
         self._log = log
         start = partial(_Process, folder, log.url, clock)
@@ -222,6 +223,7 @@ class _Process:
 
         Raises:
             BundleError: it cannot.
+            EventLogError: it cannot read the log.
         """
         if self._ready is None:
             try:
@@ -288,18 +290,28 @@ def _load(
 ) -> Callable[[Connection], None]:
     """In the process, aside: load, or find out why that cannot be."""
     log_to_stderr()
-    use_threads(1)
     try:
+        use_threads(1)
         loaded = Loaded.load(folder, EventLog(log_url), clock=clock, mapped=True, like=like)
+        loaded.recommender.index.settle()  # what goes on from here would go on aside
     except Exception as error:
-        return partial(Connection.send, obj=error)
+        return partial(_give_up, error)
     return partial(_answer, loaded)
+
+
+def _give_up(error: Exception, connection: Connection) -> None:
+    with contextlib.suppress(OSError):  # the server is gone
+        connection.send(error)
 
 
 def _answer(loaded: Loaded, connection: Connection) -> None:
     """In the process: say that it can answer, and do what is sent until the pipe is closed."""
-    use_threads(1)
-    loaded.warm()  # this thread, too
+    try:
+        use_threads(1)
+        loaded.warm()  # this thread, too
+    except Exception as error:
+        _give_up(error, connection)
+        return
     with contextlib.suppress(EOFError, OSError):  # the server is gone
         connection.send(_Ready(loaded.version, loaded.told))
         while True:

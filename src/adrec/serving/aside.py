@@ -44,6 +44,4 @@ def _prepare(connection: Connection) -> Callable[[Connection], object]:
 def _leave_to_others() -> None:
     """Lower this thread's priority: a whole process could not raise its own again."""
     if sys.platform == "linux":  # elsewhere threads have none of their own
-        me = threading.get_native_id()
-        nice = os.getpriority(os.PRIO_PROCESS, me)
-        os.setpriority(os.PRIO_PROCESS, me, max(nice, _NICENESS))
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from adrec.bundle import find_version, run_of
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
-from adrec.errors import BundleError, DataError
+from adrec.errors import BundleError, DataError, EventLogError
 from adrec.inference.backends import BackendName
 from adrec.serving.loaded import Answering
 
@@ -173,7 +173,7 @@ class Versions:
             try:
                 if name != self.current.version.name:
                     self._swap(name)
-            except BundleError as error:
+            except (BundleError, EventLogError) as error:
                 _log.error("version %s goes on: %s", self.current.version.name, error)
 
     def _replace(self, broken: Answering) -> None:
@@ -183,7 +183,7 @@ class Versions:
                 if broken is self.current:
                     self._take_over(broken.version.folder)
                     _log.info("version %s is whole again", broken.version.name)
-            except BundleError as error:
+            except (BundleError, EventLogError) as error:
                 _log.error("version %s stays as it is: %s", broken.version.name, error)
 
     def _take_in(self, since: Marks) -> None:
