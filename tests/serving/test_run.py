@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx2
@@ -36,9 +35,12 @@ def test_it_serves_and_ends_by_a_signal_without_losing_anything(run_copy):
         ready = httpx2.get(f"{server.url}/v2/health/ready", timeout=30)
         assert ready.json() == {"status": "ready"}
         load = Load(rate=30.0, seconds=4.0, users=["1", "2", "new here"], clicked=0.5)
-        stopping = threading.Timer(2.5, server.process.send_signal, [signal.SIGTERM])
-        stopping.start()
-        found = asyncio.run(run_load(server.url, load))
+
+        def stop(seconds):
+            if int(seconds) == 2:
+                server.process.send_signal(signal.SIGTERM)
+
+        found = asyncio.run(run_load(server.url, load, tell=stop))
         assert server.process.wait(timeout=60) == 0
         assert server.lines[-1] == "stopped"
     answered = [due for due, status in zip(found.due, found.status, strict=True) if status == 200]

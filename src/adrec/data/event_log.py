@@ -12,7 +12,8 @@ version servers are to answer with.
 import json
 import uuid
 from collections.abc import Collection, Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -184,19 +185,19 @@ class EventLog:
         """Slates of a period of which something was reported, by time, each with its events in the
         log's order; `before`: only events that stand before a place in the log."""
         until = [] if before is None else [EVENTS.c.seq < before]
-        joined = EVENTS.join(SLATES, EVENTS.c.request_id == SLATES.c.request_id)
-        names = [column.label(f"event_{column.name}") for column in EVENTS.c]
         statement = (
-            sa.select(*names, SLATES)
-            .select_from(joined)
+            sa.select(EVENTS)
+            .join(SLATES, EVENTS.c.request_id == SLATES.c.request_id)
             .where(SLATES.c.at_ms >= from_ms, SLATES.c.at_ms < before_ms, *until)
             .order_by(SLATES.c.at_ms, SLATES.c.request_id, EVENTS.c.seq)
         )
         with self._translated(), self._engine.connect() as connection:
             rows = connection.execution_options(yield_per=_CHUNK).execute(statement)
-            for _, of_slate in groupby(rows, key=lambda row: row.request_id):
-                some = list(of_slate)
-                yield slate_of(some[0]), [event_of(row) for row in some]
+            by_slate = groupby(map(event_of, rows), key=attrgetter("request_id"))
+            theirs = ((request_id, list(events)) for request_id, events in by_slate)
+            while part := dict(islice(theirs, _MOST_PARAMETERS)):
+                slates = self.slates(part)
+                yield from ((slates[key], part[key]) for key in part if key in slates)
 
     def span_ms(self) -> tuple[int, int] | None:
         """Times of the first slate and of the last; None if there are none."""

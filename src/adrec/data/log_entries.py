@@ -1,6 +1,7 @@
 """Log entries: what stands in an event log, and how it stands in the database's tables."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -139,13 +140,26 @@ def kinds(tasks: Iterable[Task]) -> tuple[str, ...]:
     return (IMPRESSION, *(task.name for task in tasks))
 
 
-def with_event(before: Sequence[float], event: Event, tasks: Iterable[Task]) -> list[float]:
+def with_event(before: tuple[float, ...], event: Event, tasks: Sequence[Task]) -> tuple[float, ...]:
     """Outcomes of an impression after an event: binary ones are 1 once met, values add up."""
+    if event.kind == IMPRESSION:
+        return before
     after = list(before)
     for k, task in enumerate(tasks):
         if event.kind == task.name:
             after[k] = after[k] + event.value if task.kind == "value" else 1.0
-    return after
+    return tuple(after)
+
+
+def outcomes_of(events: Iterable[Event], tasks: Sequence[Task]) -> dict[str, tuple[float, ...]]:
+    """Outcomes of a slate's ads, from all its events in the log's order; ads without any event are
+    left out."""
+    nothing = (0.0,) * len(tasks)
+    found: dict[str, tuple[float, ...]] = {}
+    for event in events:
+        ad_id = sys.intern(event.ad_id)  # feeds keep many
+        found[ad_id] = with_event(found.get(ad_id, nothing), event, tasks)
+    return found
 
 
 def slate_row(slate: LoggedSlate) -> dict[str, Any]:
@@ -187,15 +201,16 @@ def event_row(event: Event) -> dict[str, Any]:
 
 
 def event_of(row: Any) -> Event:
-    """The event of a row whose columns are called `event_...`."""
+    """The event of a row whose first columns are those of EVENTS."""
+    seq, event_id, kind, request_id, ad_id, at_ms, value = row[: len(EVENTS.c)]
     return Event(
-        event_id=row.event_event_id,
-        kind=row.event_kind,
-        request_id=row.event_request_id,
-        ad_id=row.event_ad_id,
-        at_ms=row.event_at_ms,
-        value=row.event_value,
-        seq=row.event_seq,
+        event_id=event_id,
+        kind=kind,
+        request_id=request_id,
+        ad_id=ad_id,
+        at_ms=at_ms,
+        value=value,
+        seq=seq,
     )
 
 

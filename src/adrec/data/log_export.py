@@ -8,16 +8,17 @@ erased is in none of its files.
 """
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from adrec.data.event_log import EventLog
 from adrec.data.files import SUFFIXES, reading
-from adrec.data.log_entries import Event, LoggedSlate, with_event
+from adrec.data.log_entries import LoggedSlate, outcomes_of
 from adrec.data.new_ads import parse_ads
 from adrec.data.parsing import Column, raw_series
 from adrec.data.tables import (
@@ -95,12 +96,21 @@ def export_log(
         for day in range(first, last + 1):
             from_ms = max(day * MS_PER_DAY, new_ms)
             before_ms = min((day + 1) * MS_PER_DAY, settled_ms)
-            rows = list(_rows(schema, log.shown(from_ms, before_ms), profiles))
-            if rows:
+            shown = [
+                (slate, outcomes_of(events, schema.tasks))
+                for slate, events in log.shown(from_ms, before_ms)
+            ]
+            profiles |= {
+                slate.user_id: slate.profile
+                for slate, _ in shown
+                if slate.profile is not None and slate.user_id is not None
+            }
+            if shown:
                 days.append(str(dt.datetime.fromtimestamp(from_ms / 1000, dt.UTC).date()))
-                impressions += len(rows)
+                frame = impression_frame(schema, shown)
+                impressions += frame.height
                 path = folder / f"{days[-1]}.parquet"
-                _whole(path, _after(path, new_ms, _impressions(schema, rows, ads)))
+                _whole(path, _after(path, new_ms, _impressions(schema, frame, ads)))
             advance(1, "")
     if schema.ads_table:
         _whole(out / "ads.parquet", ads.lazy())
@@ -117,37 +127,48 @@ def export_log(
     return Exported(tuple(days), impressions, unsettled)
 
 
-def rows_of(
-    schema: Schema, slate: LoggedSlate, events: Sequence[Event]
-) -> Iterator[dict[str, Any]]:
-    """The impressions of a slate as raw values by adrec's names: of ads with any event.
+def impression_frame(
+    schema: Schema, shown: Sequence[tuple[LoggedSlate, Mapping[str, Sequence[float]]]]
+) -> pl.DataFrame:
+    """Impressions of a log under adrec's own names; ads' fields are left out.
 
     Who came without an id is a new user each time, as while serving.
+
+    Args:
+        schema: under adrec's own names.
+        shown: slates with the outcomes of their ads by id; ads without any are no impressions.
     """
-    outcomes: dict[str, list[float]] = {}
-    for event in events:
-        before = outcomes.get(event.ad_id, [0.0] * len(schema.tasks))
-        outcomes[event.ad_id] = with_event(before, event, schema.tasks)
-    names = [task.name for task in schema.tasks]
-    for place, ad in enumerate(slate.ads, start=1):
-        if ad.ad_id in outcomes:
-            yield {
-                **slate.context,
-                TIMESTAMP_MS: slate.at_ms,
-                USER_ID: slate.user_id or f"anonymous {slate.request_id}",
-                REQUEST_ID: slate.request_id,
-                AD_ID: ad.ad_id,
-                POSITION: place,
-                PROPENSITY: ad.propensity,
-                **dict(zip(names, outcomes[ad.ad_id], strict=True)),
-            }
-
-
-def impression_frame(schema: Schema, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
-    """Impressions of a log under adrec's own names, from raw values; ads' fields are left out."""
     own = {field.name for field in schema.ad_fields}
     columns = [column for column in impression_columns(schema) if column.name not in own]
-    return _parsed("impressions", columns, rows)
+    names = [task.name for task in schema.tasks]
+    slates = [
+        {
+            **slate.context,
+            TIMESTAMP_MS: slate.at_ms,
+            USER_ID: slate.user_id or f"anonymous {slate.request_id}",
+            REQUEST_ID: slate.request_id,
+        }
+        for slate, _ in shown
+    ]
+    ads = [
+        {
+            AD_ID: ad.ad_id,
+            POSITION: place,
+            PROPENSITY: ad.propensity,
+            **dict(zip(names, outcomes[ad.ad_id], strict=True)),
+        }
+        for slate, outcomes in shown
+        for place, ad in enumerate(slate.ads, start=1)
+        if ad.ad_id in outcomes
+    ]
+    counts = [sum(ad.ad_id in outcomes for ad in slate.ads) for slate, outcomes in shown]
+    slate_N = np.repeat(np.arange(len(shown)), counts)
+    of_ads = {AD_ID, POSITION, PROPENSITY, *names}
+    parts = [
+        _parsed("impressions", [c for c in columns if c.source not in of_ads], slates)[slate_N],
+        _parsed("impressions", [c for c in columns if c.source in of_ads], ads),
+    ]
+    return pl.concat(parts, how="horizontal").select(column.name for column in columns)
 
 
 def _require_ours(out: Path) -> None:
@@ -193,26 +214,12 @@ def _after(path: Path, new_ms: int, new: pl.LazyFrame) -> pl.LazyFrame:
     return pl.concat([old.lazy(), new])
 
 
-def _rows(
-    schema: Schema,
-    slates: Iterator[tuple[LoggedSlate, list[Event]]],
-    profiles: dict[str, Mapping[str, Any]],
-) -> Iterator[dict[str, Any]]:
-    """The impressions of slates; the profiles that came with them are noted by user."""
-    for slate, events in slates:
-        if slate.profile is not None and slate.user_id is not None:
-            profiles[slate.user_id] = slate.profile
-        yield from rows_of(schema, slate, events)
-
-
-def _impressions(
-    schema: Schema, rows: Sequence[Mapping[str, Any]], ads: pl.DataFrame
-) -> pl.LazyFrame:
+def _impressions(schema: Schema, impressions: pl.DataFrame, ads: pl.DataFrame) -> pl.LazyFrame:
     """As the table of impressions has them; without those of ads that nothing is known of."""
-    frame = impression_frame(schema, rows).lazy()
     names = [column.name for column in impression_columns(schema)]
     fields = ads.lazy().select(name for name in ads.columns if name in (AD_ID, *names))
-    return frame.join(fields, on=AD_ID, how="inner", maintain_order="left").select(names)
+    joined = impressions.lazy().join(fields, on=AD_ID, how="inner", maintain_order="left")
+    return joined.select(names)
 
 
 def _ads(log: EventLog, known: Tables) -> pl.DataFrame:

@@ -12,11 +12,11 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import groupby, islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import Event, LoggedSlate, with_event
-from adrec.data.log_export import impression_frame, rows_of
+from adrec.data.log_entries import Event, LoggedSlate, outcomes_of, with_event
+from adrec.data.log_export import impression_frame
 from adrec.data.tables import under_own_names
 from adrec.errors import RequestError
 from adrec.recommender import Recommender
@@ -64,16 +64,15 @@ class Feed:
         slates = log.shown(self._after_ms + 1, now_ms + _EARLY_MS + 1, before=end)
         rest: list[tuple[Event, LoggedSlate]] = []
         while part := list(islice(slates, _TABLE)):
-            rows: list[dict[str, Any]] = []
+            shown: list[tuple[LoggedSlate, dict[str, tuple[float, ...]]]] = []
             for slate, events in part:
                 if slate.user_id is None or slate.profile is not None:
                     rest += [(event, slate) for event in events]  # they stand in no table
                 else:
-                    rows += rows_of(schema, slate, events)
-                    for event in events:
-                        self._note(event, slate.at_ms)
-            if rows:
-                self.recommender.observe_log(impression_frame(schema, rows))
+                    shown.append((slate, outcomes_of(events, self._tasks)))
+                    self._remember(slate.request_id, slate.at_ms).outcomes.update(shown[-1][1])
+            if shown:
+                self.recommender.observe_log(impression_frame(schema, shown))
         rest.sort(key=lambda pair: pair[0].seq)
         for start in range(0, len(rest), _PART):
             self._tell_all(log, rest[start : start + _PART])
@@ -131,17 +130,20 @@ class Feed:
 
     def _note(self, event: Event, at_ms: int) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
         """Outcomes of an impression before an event and after it."""
-        heard = self._heard.setdefault(event.request_id, _Heard(at_ms, {}))
-        self._heard.move_to_end(event.request_id)
+        outcomes = self._remember(event.request_id, at_ms).outcomes
+        before = outcomes.get(event.ad_id)
+        after = with_event(before or self._nothing, event, self._tasks)
+        outcomes[sys.intern(event.ad_id)] = after  # many are kept: those alike are the same
+        return before, after
+
+    def _remember(self, request_id: str, at_ms: int) -> _Heard:
+        """What was told of a request, which is now the last that is forgotten."""
+        heard = self._heard.setdefault(request_id, _Heard(at_ms, {}))
+        self._heard.move_to_end(request_id)
         if len(self._heard) > _REMEMBERED:
             _, forgotten = self._heard.popitem(last=False)
             self._heard_after_ms = max(self._heard_after_ms, forgotten.at_ms)
-        before = heard.outcomes.get(event.ad_id)
-        after = tuple(with_event(before or self._nothing, event, self._tasks))
-        if after == self._nothing:
-            after = self._nothing
-        heard.outcomes[sys.intern(event.ad_id)] = after  # many are kept: those alike are the same
-        return before, after
+        return heard
 
 
 def request_of(slate: LoggedSlate) -> Request:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import Event, LoggedSlate
-from adrec.data.log_export import impression_frame, rows_of
+from adrec.data.log_entries import Event, LoggedSlate, outcomes_of
+from adrec.data.log_export import impression_frame
 from adrec.data.tables import under_own_names
 from adrec.features.batches import Past
 from adrec.features.state import Rows, State
@@ -65,18 +65,17 @@ def measure_skew(recommender: Recommender, log: EventLog, *, after_ms: int, unti
 
 def _compare(state: State, part: Sequence[tuple[LoggedSlate, list[Event]]], found: Skew) -> None:
     schema = under_own_names(state.schema)
-    by_slate = [list(rows_of(schema, slate, events)) for slate, events in part]
-    frame = impression_frame(schema, [row for rows in by_slate for row in rows])
-    rows = state.advance(frame)
+    shown = [(slate, outcomes_of(events, schema.tasks)) for slate, events in part]
+    rows = state.advance(impression_frame(schema, shown))
     starts = np.append(0, np.cumsum(rows.slate_R))
     place = 0  # of the slate's first impression
-    for (slate, _), mine in zip(part, by_slate, strict=True):
+    for slate, outcomes in shown:
+        ads = [ad.ad_id for ad in slate.ads if ad.ad_id in outcomes]
         request = int(np.searchsorted(starts, place, side="right")) - 1
-        place += len(mine)
+        place += len(ads)
         if slate.seen is None or slate.profile is not None:
             continue  # a profile that came with the request stands in no table
-        ads = [row["ad_id"] for row in mine]
-        counters_NC = rows.counters_NC[place - len(mine) : place]
+        counters_NC = rows.counters_NC[place - len(ads) : place]
         differs = [
             *_histories_that_differ(state, rows, request, slate.seen["histories"]),
             *(["counters"] if _differ(ads, counters_NC, slate.seen["counters"]) else []),
