@@ -102,6 +102,26 @@ class TestAppend:
         assert numbers(log.events()) == [f"e{i}" for i in range(1_200)]
 
 
+def test_slates_of_a_period_with_what_was_reported_of_them(log):
+    """Many are read in parts; who is erased meanwhile is in none of the parts that follow."""
+    count, most = 1_200, 500
+    log.append([slate(n, at_ms=1_000 + n // 2, user=f"u{n % 2}") for n in range(count)], [])
+    for part, kind in enumerate((IMPRESSION, "click")):
+        log.append([], [event(2 * n + part, request=n, kind=kind) for n in reversed(range(count))])
+    end = log.marks().last + 1
+    log.append([slate("silent", at_ms=1_200)], [event("late", request=100)])
+    shown = log.shown(1_010, 1_500, before=end)
+    found = [next(shown)]
+    log.erase_user("u1", at_ms=5_000)
+    found += shown
+    wanted = range(20, 1_000)
+    wanted = [*wanted[:most], *wanted[most::2]]
+    assert [one.request_id for one, _ in found] == [f"r{n}" for n in wanted]
+    assert [[event.event_id for event in events] for _, events in found] == [
+        [f"e{2 * n}", f"e{2 * n + 1}"] for n in wanted
+    ]
+
+
 def test_what_was_reported_of_some_requests(log):
     log.append(
         [slate(1), slate(2)],

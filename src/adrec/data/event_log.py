@@ -137,11 +137,10 @@ class EventLog:
     def reported(self, request_ids: Collection[str], *, before: int) -> list[Event]:
         """Events of some requests that stand before a place in the log, in its order."""
         wanted, found = list(request_ids), []
-        names = [column.label(f"event_{column.name}") for column in EVENTS.c]
         with self._translated(), self._engine.connect() as connection:
             for start in range(0, len(wanted), _MOST_PARAMETERS):
                 some = wanted[start : start + _MOST_PARAMETERS]
-                statement = sa.select(*names).where(
+                statement = sa.select(EVENTS).where(
                     EVENTS.c.request_id.in_(some), EVENTS.c.seq < before
                 )
                 found += [event_of(row) for row in connection.execute(statement)]

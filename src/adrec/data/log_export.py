@@ -150,19 +150,22 @@ def impression_frame(
         }
         for slate, _ in shown
     ]
+    impressions = [
+        (number, place, ad, outcomes[ad.ad_id])
+        for number, (slate, outcomes) in enumerate(shown)
+        for place, ad in enumerate(slate.ads, start=1)
+        if ad.ad_id in outcomes
+    ]
     ads = [
         {
             AD_ID: ad.ad_id,
             POSITION: place,
             PROPENSITY: ad.propensity,
-            **dict(zip(names, outcomes[ad.ad_id], strict=True)),
+            **dict(zip(names, outcomes, strict=True)),
         }
-        for slate, outcomes in shown
-        for place, ad in enumerate(slate.ads, start=1)
-        if ad.ad_id in outcomes
+        for _, place, ad, outcomes in impressions
     ]
-    counts = [sum(ad.ad_id in outcomes for ad in slate.ads) for slate, outcomes in shown]
-    slate_N = np.repeat(np.arange(len(shown)), counts)
+    slate_N = np.array([number for number, *_ in impressions], np.int64)
     of_ads = {AD_ID, POSITION, PROPENSITY, *names}
     parts = [
         _parsed("impressions", [c for c in columns if c.source not in of_ads], slates)[slate_N],
