@@ -13,7 +13,7 @@ from machine import Row
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 _TITLES = {
     "end_to_end": "A whole request",
@@ -25,6 +25,7 @@ _TITLES = {
     "training": "Training",
 }
 _MOST_COLUMNS = 8
+_LEAST_RECALL = 0.85  # that is drawn
 
 
 def write_page(folder: Path, page: Path) -> None:
@@ -112,30 +113,39 @@ def _number(value: str | float) -> str:
 
 
 def _draw(name: str, rows: Sequence[Row], picture: Path) -> bool:
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    drawn = _DRAWN[name](axes, rows)
+    figure = plt.figure(figsize=(9, 4.5), layout="constrained")
+    drawn = _DRAWN[name](figure, rows)
     if drawn:
+        named = {
+            label: line
+            for axes in figure.axes
+            for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=8)
         figure.savefig(picture, metadata={"Date": None})
     plt.close(figure)
     return drawn
 
 
-def _draw_ranking(axes: Axes, rows: Sequence[Row]) -> bool:
-    """Milliseconds by number of candidates, a line a way."""
+def _draw_ranking(figure: Figure, rows: Sequence[Row]) -> bool:
+    """Milliseconds by number of candidates, a line a way; a colour a backend."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row["metric"] == "p50":
             way, _, count = str(row["case"]).rpartition(", ")
             lines.setdefault(way, []).append((int(count.split()[0]), float(row["value"])))
+    axes, colours = figure.subplots(), dict[str, str]()
     for way, points in lines.items():
-        dashed = "--" if way.startswith(("naive", "plain", "ONNX")) else "-"
-        axes.plot(*zip(*points, strict=True), dashed, marker="o", markersize=3, label=way)
+        backend, _, preranked = way.partition(", preranker")
+        colour = colours.setdefault(backend, f"C{len(colours)}")
+        dashed = "--" if way.startswith(("naive", "plain", "ONNX")) else ":" if preranked else "-"
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, dashed, marker="o", markersize=3, color=colour, label=way)
     axes.set(xscale="log", yscale="log", xlabel="candidates", ylabel="ms, median, one thread")
-    axes.legend(fontsize=7, ncols=2)
     return bool(lines)
 
 
-def _draw_stages(axes: Axes, rows: Sequence[Row]) -> bool:
+def _draw_stages(figure: Figure, rows: Sequence[Row]) -> bool:
     """Median milliseconds of each stage, stacked, a bar a recommender."""
     stages: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -143,17 +153,16 @@ def _draw_stages(axes: Axes, rows: Sequence[Row]) -> bool:
         if row["metric"] == "p50" and stage != "total":
             stages.setdefault(who, {})[stage] = float(row["value"])
     names = list(dict.fromkeys(stage for of in stages.values() for stage in of))
-    left = dict.fromkeys(stages, 0.0)
+    axes, left = figure.subplots(), dict.fromkeys(stages, 0.0)
     for stage in names:
         widths = [of.get(stage, 0.0) for of in stages.values()]
         axes.barh(list(stages), widths, left=list(left.values()), label=stage)
         left = {who: left[who] + width for who, width in zip(stages, widths, strict=True)}
     axes.set(xlabel="ms, median, one thread")
-    axes.legend()
     return bool(stages)
 
 
-def _draw_filters(axes: Axes, rows: Sequence[Row]) -> bool:
+def _draw_filters(figure: Figure, rows: Sequence[Row]) -> bool:
     """Milliseconds of each case, a line a kind of index, beside the exact filtered search."""
     lines: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -162,51 +171,56 @@ def _draw_filters(axes: Axes, rows: Sequence[Row]) -> bool:
             lines.setdefault(kind, {})[case] = float(row["value"])
         if row["metric"] == "exact ms":
             lines.setdefault("FAISS, exact with a selector", {})[case] = float(row["value"])
+    axes = figure.subplots()
     for kind, of in lines.items():
         dashed = "--" if kind.startswith("FAISS") else "-"
         axes.plot(list(of), list(of.values()), dashed, marker="o", markersize=3, label=kind)
     axes.set(yscale="log", ylabel="ms, median, one thread")
     axes.tick_params("x", rotation=60)
-    axes.legend()
     return bool(lines)
 
 
-def _draw_retrieval(axes: Axes, rows: Sequence[Row]) -> bool:
-    """Milliseconds by recall, a line a kind and set of vectors; single points are rivals'."""
+def _draw_retrieval(figure: Figure, rows: Sequence[Row]) -> bool:
+    """Milliseconds by recall, a picture a set of vectors and a line a kind; single points are
+    rivals'. Those of low recall stand only in the table."""
     points: dict[str, dict[str, float]] = {}
     for row in rows:
         points.setdefault(str(row["case"]), {})[str(row["metric"])] = float(row["value"])
-    lines: dict[str, list[tuple[float, float]]] = {}
+    sets: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for case, of in points.items():
-        line, _, target = case.rpartition(", ")
-        if "p50" in of:
-            name = line if target.replace(".", "").isdigit() else case
-            lines.setdefault(name, []).append((of["recall"], of["p50"]))
-    for number, (name, line_points) in enumerate(lines.items()):
-        colour = f"C{number % 10}"
-        style = "-" if len(line_points) > 1 else "none"
-        marker = "o" if number < 10 else "s" if number < 20 else "^"
-        axes.plot(
-            *zip(*line_points, strict=True),
-            linestyle=style, marker=marker, markersize=4, color=colour, label=name,
-        )  # fmt: skip
-    axes.set(yscale="log", xlabel="recall", ylabel="ms, median, one thread")
-    axes.legend(fontsize=6, ncols=2)
-    return bool(lines)
+        vectors, _, way = case.partition(", ")
+        kind, _, target = way.rpartition(", ")
+        if "p50" in of and of["recall"] >= _LEAST_RECALL:
+            name = kind if target.replace(".", "").isdigit() else way
+            sets.setdefault(vectors, {}).setdefault(name, []).append((of["recall"], of["p50"]))
+    if not sets:
+        return False
+    figure.set_size_inches(10, 7)
+    grid = figure.subplots((len(sets) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False)
+    looks: dict[str, tuple[str, str]] = {}
+    for axes, (vectors, lines) in zip(grid.flat, sets.items(), strict=False):
+        for name, line in lines.items():
+            look = f"C{len(looks) % 10}", "os^"[len(looks) // 10 % 3]
+            colour, marker = looks.setdefault(name, look)
+            x, y = zip(*line, strict=True)
+            axes.plot(x, y, marker=marker, markersize=4, color=colour, label=name)
+        axes.set(title=vectors, yscale="log", xlabel="recall", ylabel="ms, median, one thread")
+        axes.label_outer()
+    return True
 
 
-def _draw_growth(axes: Axes, rows: Sequence[Row]) -> bool:
+def _draw_growth(figure: Figure, rows: Sequence[Row]) -> bool:
     """Milliseconds by number of ads, a line a kind."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if row["metric"] == "p50":
             size, _, kind = str(row["case"]).partition(" ads, ")
             lines.setdefault(kind, []).append((int(size.replace(",", "")), float(row["value"])))
+    axes = figure.subplots()
     for kind, points in lines.items():
         dashed = "--" if kind.startswith("exact") else "-"
         axes.plot(*zip(*points, strict=True), dashed, marker="o", markersize=3, label=kind)
     axes.set(xscale="log", yscale="log", xlabel="ads", ylabel="ms, median, one thread")
-    axes.legend()
     return bool(lines)
 
 
