@@ -251,9 +251,11 @@ class Server:
         return sum(len(list((folder / "fd").iterdir())) for folder in self._folders())
 
     def _folders(self) -> list[Path]:
-        main = Path(f"/proc/{self._process.pid}")
-        started = [path.read_text().split() for path in main.glob("task/*/children")]
-        return [main, *(main.with_name(pid) for some in started for pid in some)]
+        folders = [Path(f"/proc/{self._process.pid}")]
+        for folder in folders:  # which grows: those that they have started, too
+            started = [path.read_text().split() for path in folder.glob("task/*/children")]
+            folders += [folder.with_name(pid) for some in started for pid in some]
+        return folders
 
     def stop(self) -> None:
         """End it as an operator does."""

@@ -87,6 +87,22 @@ def test_what_is_wrong_is_said_as_ever(server):
     assert "colour" in server.report(odd)["rejected"][0]["reason"]
 
 
+def test_what_one_has_read_of_the_log_the_others_know(server, run_copy):
+    """Of a version that is loaded when there is much in the log, one process reads it."""
+    users = [f"new {i % 7}" for i in range(110)]
+    for user in users:
+        answer = server.recommend(user=user)
+        server.report(*(event(answer, ad=ad) for ad in range(10)), event(answer, "click"))
+        server.clock.now_ms += 1_000
+    second = publish_copy(run_copy, "29990101T000000-second").name
+    server.clock.now_ms += DAY_MS
+    before = [server.http.get(f"/v1/users/{user}").json() for user in users[:7]]
+    assert swap(server, second).status_code == 200
+    for user, known in zip(users[:7], before, strict=True):
+        assert any(len(items) > 1 for items in known["histories"].values())
+        assert all(one == known for one in of_each(server, f"/v1/users/{user}"))
+
+
 def test_no_request_fails_or_mixes_versions_in_swaps(server, run_copy):
     names = {publish_copy(run_copy, "29990101T000000-second").name, server.service.current.name}
     stop, found = threading.Event(), []

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -25,6 +27,15 @@ def events_of(run):
         return {event.event_id for event, _ in log.events()}
     finally:
         log.close()
+
+
+def family(pid):
+    """A process, and all that it has started."""
+    found = [pid]
+    for one in found:
+        started = Path("/proc").glob(f"{one}/task/*/children")
+        found += [int(child) for text in started for child in text.read_text().split()]
+    return found
 
 
 def test_it_serves_and_ends_by_a_signal_without_losing_anything(run_copy):
@@ -49,6 +60,21 @@ def test_it_serves_and_ends_by_a_signal_without_losing_anything(run_copy):
     assert set(found.version) <= {server.version, ""}
     assert found.acknowledged
     assert events_of(run_copy) >= set(found.acknowledged)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_only_the_server_itself_ends_by_a_signal(run_copy):
+    """Who stops a service may signal all of its processes; those that answer are needed yet."""
+    with serving(run_copy, "--set", "timeout_ms=10000", "--set", "follow_ms=20") as server:
+        others = family(server.process.pid)[1:]
+        assert len(others) > 1
+        for pid in others:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.5)  # in which it would have seen that they are gone
+        answer = httpx2.post(f"{server.url}/v1/recommend", json={"user": "1"}, timeout=30)
+        assert answer.status_code == 200
+        assert family(server.process.pid)[1:] == others
+        assert server.stop() == 0
 
 
 def loadtest(url, *arguments):

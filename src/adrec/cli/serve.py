@@ -176,8 +176,8 @@ def check(folder: Run, events: Events = None) -> None:
     from adrec.serving.skew import measure_skew
 
     event_log, now_ms = _event_log(folder, events), time.time_ns() // 1_000_000
-    recommender, log_end_ms = load(find_version(folder), event_log, clock=lambda: now_ms)
-    skew = measure_skew(recommender, event_log, after_ms=log_end_ms, until_ms=now_ms)
+    recommender, known = load(find_version(folder), event_log, clock=lambda: now_ms)
+    skew = measure_skew(recommender, event_log, after_ms=known.log_end_ms, until_ms=now_ms)
     out.print(f"{skew.checked:,} answers compared, {skew.different:,} differ")
     for part, answers in skew.parts.most_common():
         out.print(f"  in {part}: {answers:,}", highlight=False)

@@ -147,7 +147,12 @@ class EventLog:
         return sorted(found, key=lambda event: event.seq)
 
     def events(
-        self, *, after: int = 0, before: int | None = None, from_ms: int = 0
+        self,
+        *,
+        after: int = 0,
+        before: int | None = None,
+        from_ms: int = 0,
+        before_ms: int | None = None,
     ) -> Iterator[tuple[Event, LoggedSlate]]:
         """Events in the log's order, each with its slate.
 
@@ -155,10 +160,12 @@ class EventLog:
             after: place in the log; only later ones.
             before: place in the log; only earlier ones.
             from_ms: time; only events of slates not before it.
+            before_ms: time; only events of slates before it.
         """
         joined = EVENTS.join(SLATES, EVENTS.c.request_id == SLATES.c.request_id)
         names = [column.label(f"event_{column.name}") for column in EVENTS.c]
         until = [] if before is None else [EVENTS.c.seq < before]
+        until += [] if before_ms is None else [SLATES.c.at_ms < before_ms]
         with self._translated(), self._engine.connect() as connection:
             while True:
                 statement = (

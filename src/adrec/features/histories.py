@@ -201,6 +201,7 @@ class History:
             users = frame["user"].to_numpy()
             self._make_room(int(users.max()))
             self._store(users, Items(*(frame[name].to_numpy() for name in Items._fields)))
+            self.settled_ms = int(self.times_ms_UL.max()) + self.delay_ms + 1
         self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
         heapq.heapify(self.pending)
 

@@ -339,6 +339,15 @@ class State:
             rows[row] = 0
             self.static = self.static.take(rows)
 
+    def take_past(self, other: "State") -> None:
+        """Know what another state of the same features knows, and it alone.
+
+        Args:
+            other: its ads stand in the same rows, as far as it knows them; not used from then on.
+        """
+        self.users, self.static = other.users, other.static
+        self.histories, self.counters_of = other.histories, other.counters_of
+
     @property
     def met(self) -> list[History]:
         """The histories of ads that were met positively, not merely shown."""

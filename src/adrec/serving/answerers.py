@@ -16,12 +16,14 @@ import contextlib
 import logging
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, set_forkserver_preload
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +37,7 @@ from adrec.recommender import Clock
 from adrec.serving.aside import begin
 from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
 from adrec.serving.logs import log_to_stderr
+from adrec.serving.shelf import Shelf
 from adrec.serving.wire import AdInfo, UserOut
 from adrec.slates import Request
 
@@ -53,14 +56,6 @@ class _Call:
     waited_for: bool
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """What a process says once it can answer."""
-
-    version: Version
-    told: int
-
-
 class _LostError(Exception):
     """The process has ended."""
 
@@ -75,15 +70,20 @@ class Answerers:
         *,
         clock: Clock,
         count: int,
+        shelf: Shelf,
         like: BackendName | None = None,
     ) -> None:
         """Start the processes, and wait until all can answer.
+
+        The first one verifies the version, finds the fastest backend, tells itself the log and
+        leaves its state on the shelf; the others go on from there.
 
         Args:
             folder: of the version.
             log: each opens it by itself.
             clock: time of requests, UTC milliseconds; can be pickled.
             count: of processes.
+            shelf: has what the version was told before.
             like: the backend to run on, if this version may; None: the fastest.
 
         Raises:
@@ -91,20 +91,21 @@ class Answerers:
             EventLogError: the log cannot be read.
         """
         self._log = log
-        start = partial(_Process, folder, log.url, clock)
+        load = partial(_load, folder, log.url, clock, shelf)
         self._processes: list[_Process] = []
         try:
-            if like is None:  # the others run on what the first has found to be the fastest
-                self._processes.append(start(None))
-                like = self._processes[0].wait_until_ready().version.backend
-            self._processes += [start(like) for _ in range(count - len(self._processes))]
-            ready = [process.wait_until_ready() for process in self._processes]
+            self._processes.append(_Process(partial(load, like, verified=False)))
+            self.version = self._processes[0].wait_until_ready()
+            others = partial(load, self.version.backend, verified=True)
+            self._processes += [_Process(others) for _ in range(count - 1)]
+            for process in self._processes[1:]:
+                process.wait_until_ready()
+            self.told = log.marks().last
+            """Place in the log up to which they were told all."""
+            self._all(Loaded.read_log)  # what came meanwhile
         except BaseException:
             self.close()
             raise
-        self.version = ready[0].version
-        self.told = min(one.told for one in ready)
-        """Place in the log up to which they were told all."""
         self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in self._processes:
             self._free.put(process)
@@ -200,15 +201,14 @@ class Answerers:
 class _Process:
     """One process, seen from the server."""
 
-    def __init__(self, folder: Path, log_url: str, clock: Clock, like: BackendName | None) -> None:
-        context = get_context("spawn")  # a fork of a process with threads of torch may hang
+    def __init__(self, load: Callable[[], Callable[[Connection], None]]) -> None:
+        context = _context()
         self._connection, theirs = context.Pipe()
-        self._connection.send(partial(_load, folder, log_url, clock, like))
+        self._connection.send(load)
         self._process = context.Process(target=begin, args=(theirs,), name="adrec-answers")
         self._process.start()
         atexit.register(self._connection.close)  # else we would wait for it for ever
         theirs.close()  # else its end would not be seen
-        self._ready: _Ready | None = None
         self._calling, self._sending = threading.Lock(), threading.Lock()
         self.lives = True
 
@@ -218,19 +218,18 @@ class _Process:
             self._bury()
         return self.lives
 
-    def wait_until_ready(self) -> _Ready:
-        """What it says once it can answer.
+    def wait_until_ready(self) -> Version:
+        """The version that it can answer with, once it can.
 
         Raises:
             BundleError: it cannot.
             EventLogError: it cannot read the log.
         """
-        if self._ready is None:
-            try:
-                self._ready = _result(self._connection.recv())
-            except (EOFError, OSError) as error:
-                raise BundleError(f"its process {self._end()} while it was loaded") from error
-        return self._ready
+        try:
+            version: Version = _result(self._connection.recv())
+        except (EOFError, OSError) as error:
+            raise BundleError(f"its process {self._end()} while it was loaded") from error
+        return version
 
     def call(self, work: Callable[[Loaded], T]) -> T:
         """Have something done, and wait for what it returns.
@@ -285,14 +284,36 @@ def _result(found: Any) -> Any:
     return found
 
 
+def _context() -> ForkServerContext | SpawnContext:
+    """How processes are started: a fork of this one, which has threads of torch, may hang."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    set_forkserver_preload(["adrec.serving.seed"])
+    return get_context("forkserver")
+
+
 def _load(
-    folder: Path, log_url: str, clock: Clock, like: BackendName | None
+    folder: Path,
+    log_url: str,
+    clock: Clock,
+    shelf: Shelf,
+    like: BackendName | None,
+    *,
+    verified: bool,
 ) -> Callable[[Connection], None]:
     """In the process, aside: load, or find out why that cannot be."""
     log_to_stderr()
     try:
         use_threads(1)
-        loaded = Loaded.load(folder, EventLog(log_url), clock=clock, mapped=True, like=like)
+        loaded = Loaded.load(
+            folder,
+            EventLog(log_url),
+            clock=clock,
+            mapped=True,
+            like=like,
+            shelf=shelf,
+            verified=verified,
+        )
         loaded.recommender.index.settle()  # what goes on from here would go on aside
     except Exception as error:
         return partial(_give_up, error)
@@ -313,7 +334,7 @@ def _answer(loaded: Loaded, connection: Connection) -> None:
         _give_up(error, connection)
         return
     with contextlib.suppress(EOFError, OSError):  # the server is gone
-        connection.send(_Ready(loaded.version, loaded.told))
+        connection.send(loaded.version)
         while True:
             call: _Call = connection.recv()
             try:

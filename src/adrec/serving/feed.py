@@ -7,10 +7,9 @@ that it was trained on; the feed tells it the rest, to the same end as if it had
 """
 
 import logging
-import math
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -40,28 +39,46 @@ class _Heard(NamedTuple):
 class Feed:
     """What one recommender was told of a log, and the telling of more. For one thread."""
 
-    def __init__(self, recommender: Recommender, *, log_end_ms: int) -> None:
+    def __init__(
+        self,
+        recommender: Recommender,
+        *,
+        log_end_ms: int,
+        told: int = 0,
+        newest_ms: int | None = None,
+    ) -> None:
         """Begin.
 
         Args:
             recommender: that is told.
             log_end_ms: time of the last impression that it was trained on; it knows all up to it.
+            told, newest_ms: where an earlier feed of the same state left off; it was told nothing
+                if there was none.
         """
         self.recommender = recommender
-        self.told = 0
+        self.told = told
         """Place in the log up to which it was told all."""
+        self.newest_ms = log_end_ms if newest_ms is None else newest_ms
+        """Time of the last request that it was told of."""
         self._after_ms = log_end_ms
         self._tasks = recommender.state.schema.tasks
         self._nothing = (0.0,) * len(self._tasks)
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
-        self._heard_after_ms = -math.inf  # of later requests every event came through here
+        self._heard_after_ms = self.newest_ms  # of later requests every event came through here
 
     def begin(self, log: EventLog, now_ms: int) -> None:
-        """Tell a recommender that was just loaded what stands in a log: as a table, which is many
-        times faster than event by event and comes to the same. What is reported later is added."""
+        """Tell a recommender that does not answer yet what stands in a log and it was not told:
+        as a table, which is many times faster than event by event and comes to the same. What is
+        reported later is added."""
         schema = under_own_names(self.recommender.state.schema)
-        end = log.marks().last + 1
-        slates = log.shown(self._after_ms + 1, now_ms + _EARLY_MS + 1, before=end)
+        end, newest_ms = log.marks().last + 1, self.newest_ms
+        if newest_ms > self._after_ms:
+            first_ms = self._after_ms + 1
+            self._tell_each(
+                log,
+                log.events(after=self.told, before=end, from_ms=first_ms, before_ms=newest_ms + 1),
+            )
+        slates = log.shown(newest_ms + 1, now_ms + _EARLY_MS + 1, before=end)
         rest: list[tuple[Event, LoggedSlate]] = []
         while part := list(islice(slates, _TABLE)):
             shown: list[tuple[LoggedSlate, dict[str, tuple[float, ...]]]] = []
@@ -73,18 +90,15 @@ class Feed:
                     self._remember(slate.request_id, slate.at_ms).outcomes.update(shown[-1][1])
             if shown:
                 self.recommender.observe_log(impression_frame(schema, shown))
-        rest.sort(key=lambda pair: pair[0].seq)
-        for start in range(0, len(rest), _PART):
-            self._tell_all(log, rest[start : start + _PART])
+            self.newest_ms = part[-1][0].at_ms
+        self._tell_each(log, sorted(rest, key=lambda pair: pair[0].seq))
         self.told = end - 1
         self.catch_up(log)
 
     def catch_up(self, log: EventLog) -> None:
         """Tell all that stands in a log and was not told yet."""
         end = log.marks().last + 1
-        rows = log.events(after=self.told, before=end, from_ms=self._after_ms + 1)
-        while part := list(islice(rows, _PART)):
-            self._tell_all(log, part)
+        self._tell_each(log, log.events(after=self.told, before=end, from_ms=self._after_ms + 1))
         self.told = max(self.told, end - 1)
 
     def tell(
@@ -105,11 +119,17 @@ class Feed:
             self._tell_all(log, [(event, slates[event.request_id]) for event in new])
             self.told = new[-1].seq
 
+    def _tell_each(self, log: EventLog, pairs: Iterable[tuple[Event, LoggedSlate]]) -> None:
+        rest = iter(pairs)
+        while part := list(islice(rest, _PART)):
+            self._tell_all(log, part)
+
     def _tell_all(self, log: EventLog, pairs: Sequence[tuple[Event, LoggedSlate]]) -> None:
         forgotten = {
             event.request_id
             for event, slate in pairs
-            if slate.at_ms <= self._heard_after_ms and event.request_id not in self._heard
+            if self._after_ms < slate.at_ms <= self._heard_after_ms
+            and event.request_id not in self._heard
         }
         if forgotten:
             times_ms = {event.request_id: slate.at_ms for event, slate in pairs}
@@ -120,6 +140,7 @@ class Feed:
             slate = together[0][1]
             if slate.at_ms > self._after_ms:
                 self._tell([event for event, _ in together], slate)
+                self.newest_ms = max(self.newest_ms, slate.at_ms)
 
     def _tell(self, events: Sequence[Event], slate: LoggedSlate) -> None:
         reported = [Reported(event.ad_id, *self._note(event, slate.at_ms)) for event in events]

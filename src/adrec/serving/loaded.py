@@ -18,10 +18,12 @@ from adrec.inference.backends import BackendName
 from adrec.recommender import Clock, Recommender
 from adrec.schema import Schema
 from adrec.serving.feed import Feed
+from adrec.serving.shelf import Known, Shelf
 from adrec.serving.wire import AdInfo, UserOut, ad_info
 from adrec.slates import Request, Slate
 
 _WARM_USERS = 8
+_WORTH_KEEPING = 1_000  # events that the next one to load the version is spared
 
 
 class GoneError(Exception):
@@ -119,11 +121,16 @@ class Loaded:
     """A version in this process."""
 
     def __init__(
-        self, folder: Path, recommender: Recommender, log: EventLog, *, log_end_ms: int
+        self, folder: Path, recommender: Recommender, log: EventLog, known: Known, clock: Clock
     ) -> None:
         """Put together what `load` has loaded."""
-        self.recommender, self._log = recommender, log
-        self._feed = Feed(recommender, log_end_ms=log_end_ms)
+        self.recommender, self._log, self._clock = recommender, log, clock
+        self._feed = Feed(
+            recommender,
+            log_end_ms=known.log_end_ms,
+            told=known.told,
+            newest_ms=known.newest_ms,
+        )
         state, backend = recommender.state, recommender.runtime.backend
         self.version = Version(
             folder.name, folder, state.schema, BackendName(backend.engine, backend.precision)
@@ -138,6 +145,8 @@ class Loaded:
         clock: Clock,
         mapped: bool | None = None,
         like: BackendName | None = None,
+        shelf: Shelf | None = None,
+        verified: bool = False,
     ) -> Self:
         """Load a version, tell it what the log says, and warm it.
 
@@ -147,18 +156,27 @@ class Loaded:
             clock: time of requests, UTC milliseconds.
             mapped: as `AdIndex.load` takes it.
             like: the backend to run on, if this version may; None: the fastest.
+            shelf: has what such a version was told before, and is given what this one is told.
+            verified: as `Bundle.open` takes it.
 
         Raises:
             BundleError: it is damaged.
         """
-        before = log.marks()
-        recommender, log_end_ms = load(folder, log, clock=clock, mapped=mapped, like=like)
-        loaded = cls(folder, recommender, log, log_end_ms=log_end_ms)
-        loaded._feed.begin(log, clock())
-        loaded.restore_ads(log.ad_changes(after=before.ads))  # what came while it was told
-        loaded.forget(log.erased(after=before.erasures))
+        recommender, known = load(
+            folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf, verified=verified
+        )
+        loaded = cls(folder, recommender, log, known, clock)
+        loaded.read_log()
+        if shelf is not None and loaded.told >= known.told + _WORTH_KEEPING:
+            loaded._leave_on(shelf, known)
+        loaded.restore_ads(log.ad_changes(after=known.ads))  # what came while it was told
+        loaded.forget(log.erased(after=known.erasures))
         loaded.warm()
         return loaded
+
+    def read_log(self) -> None:
+        """Tell what stands in the log as fast as can be: before it answers."""
+        self._feed.begin(self._log, self._clock())
 
     def warm(self) -> None:
         """Answer a few requests, so that the next ones take no longer than any."""
@@ -245,6 +263,13 @@ class Loaded:
     def close(self) -> None:
         """See `Answering`: whoever answers holds on to it until done."""
 
+    def _leave_on(self, shelf: Shelf, known: Known) -> None:
+        folder = self.version.folder
+        told = {"told": self._feed.told, "newest_ms": self._feed.newest_ms}
+        shelf.put(folder, known.model_copy(update=told), self.recommender.state)
+        if self._log.marks().erasures != known.erasures:  # who erased may not have seen it there
+            shelf.drop(folder)
+
     def _found(self, ask: Ask, slate: Slate) -> Found:
         slate = replace(slate, ads=slate.ads[: ask.k])
         shown = [ad.ad_id for ad in slate.ads] if ask.about else []
@@ -271,25 +296,38 @@ def load(
     clock: Clock,
     mapped: bool | None = None,
     like: BackendName | None = None,
-) -> tuple[Recommender, int]:
+    shelf: Shelf | None = None,
+    verified: bool = False,
+) -> tuple[Recommender, Known]:
     """A version with its ads as they stand and without users that were erased since its training,
-    and the time of the last impression it learned from.
+    and what it knows of the log: no more than that, or what the shelf has. See `Loaded.load`.
 
     Raises:
         BundleError: it is damaged.
     """
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(folder, verified=verified)
         recommender = Recommender.of(bundle, clock=clock, mapped=mapped, like=like)
     except AdRecError:
         raise
     except Exception as error:  # whatever is wrong with its files, it is the version that is
         raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
     log_end_ms = bundle.manifest.log_end_ms
-    restore_ads(recommender, log.ad_changes())
-    for user_id in log.erased(from_ms=log_end_ms):
+    known, told = Known(log_end_ms=log_end_ms, newest_ms=log_end_ms), None
+    if shelf is not None and (taken := shelf.take(bundle)) is not None:
+        known, told = taken
+    now = log.marks()
+    changes, ad_changes = tuple(log.ad_changes(after=known.ads)), known.ad_changes
+    if changes:
+        ad_changes = *ad_changes, changes
+    for together in ad_changes:
+        restore_ads(recommender, together)
+    if told is not None:
+        recommender.state.take_past(told)
+    for user_id in log.erased(after=known.erasures, from_ms=log_end_ms):
         recommender.forget(user_id)
-    return recommender, log_end_ms
+    latest = {"ads": now.ads, "erasures": now.erasures, "ad_changes": ad_changes}
+    return recommender, known.model_copy(update=latest)
 
 
 def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:

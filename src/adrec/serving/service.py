@@ -26,6 +26,7 @@ from adrec.serving.journal import Journal
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
+from adrec.serving.shelf import Shelf
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
 from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
@@ -247,17 +248,18 @@ class Service:
 
     def measure_skew(self) -> Skew:
         """Compare what the models were told with what the log says; see `skew.py`."""
-        recommender, log_end_ms = load(self.current.folder, self._log, clock=self._clock)
-        return measure_skew(recommender, self._log, after_ms=log_end_ms, until_ms=self._clock())
+        recommender, known = load(self.current.folder, self._log, clock=self._clock)
+        until_ms = self._clock()
+        return measure_skew(recommender, self._log, after_ms=known.log_end_ms, until_ms=until_ms)
 
-    def _load(self, folder: Path, like: BackendName | None) -> Answering:
+    def _load(self, folder: Path, like: BackendName | None, shelf: Shelf) -> Answering:
         config, log, clock = self.config, self._log, self._clock
         if config.answer_in == "processes":
             count = config.batching.at_once
-            return Answerers(folder, log, clock=clock, count=count, like=like)
+            return Answerers(folder, log, clock=clock, count=count, like=like, shelf=shelf)
         mapped = config.workers > 1 or None
         return in_background(
-            lambda: Loaded.load(folder, log, clock=clock, mapped=mapped, like=like)
+            lambda: Loaded.load(folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf)
         )
 
     def prune(self) -> int:

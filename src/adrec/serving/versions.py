@@ -12,6 +12,7 @@ users, the version to answer with) stands in the log, and the others `follow` it
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
 from adrec.errors import BundleError, DataError, EventLogError
 from adrec.inference.backends import BackendName
 from adrec.serving.loaded import Answering
+from adrec.serving.shelf import Shelf, temporary_shelf
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[Path, BackendName | None], Answering]
-"""Loads a version's folder, on a backend if one is named."""
+Load = Callable[[Path, BackendName | None, Shelf], Answering]
+"""Loads a version's folder, on a backend if one is named, from what is on a shelf."""
 
 
 class Versions:
@@ -55,10 +57,16 @@ class Versions:
         """
         self._run, self._log, self._load, self._clock = run_of(folder), log, load, clock
         self._swapping, self._telling = threading.Lock(), threading.Lock()
+        self._open = ExitStack()
+        self._shelf = self._open.enter_context(temporary_shelf())
         self._known = log.marks()
         named = since is not None and self._known.versions > since
         first = self._run / "versions" / self._known.version if named else find_version(folder)
-        self.current = load(first, None)
+        try:
+            self.current = load(first, None, self._shelf)
+        except BaseException:
+            self._open.close()
+            raise
         self.previous: str | None = None
         """Name of the version that answered before."""
 
@@ -96,7 +104,7 @@ class Versions:
     def _take_over(self, folder: Path) -> str:
         """Have a version answer; returns the name of the one that did before."""
         old = self.current
-        loaded = self._load(folder, old.version.backend)
+        loaded = self._load(folder, old.version.backend, self._shelf)
         with self._telling:
             loaded.catch_up()
             self.current = loaded
@@ -158,12 +166,15 @@ class Versions:
         """Erase a user from the state and from the log, and from every version to come that learned
         before; returns how many slates there were."""
         self.current.forget([user_id])
-        return self._log.erase_user(user_id, at_ms=self._clock())
+        slates = self._log.erase_user(user_id, at_ms=self._clock())
+        self._shelf.clear()
+        return slates
 
     def close(self) -> None:
         """Let the version go that answers."""
         with self._swapping:
             self.current.close()
+            self._open.close()
 
     def _beside(self, work: Callable[..., None], about: object) -> None:
         threading.Thread(target=work, args=(about,), name="versions", daemon=True).start()
@@ -192,4 +203,6 @@ class Versions:
             self.current.restore_ads(self._log.ad_changes(after=since.ads))
         except DataError as error:  # an ad of a version with another schema
             _log.error("ads that were changed elsewhere do not fit: %s", error)
-        self.current.forget(self._log.erased(after=since.erasures))
+        if erased := self._log.erased(after=since.erasures):
+            self.current.forget(erased)
+            self._shelf.clear()
