@@ -31,7 +31,6 @@ KNOWN = Known(
 
 @pytest.fixture
 def shelf_of(tmp_path):
-    (tmp_path / "shelf").mkdir()
     return Shelf(tmp_path / "shelf")
 
 
@@ -69,18 +68,23 @@ class TestShelf:
         shelf_of.put(bundle.path, KNOWN, bundle.state())
         shelf_of.clear()
         assert shelf_of.take(bundle) is None
-        assert not [*(tmp_path / "shelf").iterdir()]
+        assert not [*(tmp_path / "shelf").rglob("users*")]
 
-    def test_knows_a_version_by_its_manifest(self, shelf_of, bundle):
+    @pytest.mark.parametrize("name", ["manifest.json", "features/schema.yaml"])
+    def test_knows_a_version_by_its_files(self, shelf_of, bundle, name):
+        assert not shelf_of.has_verified(bundle.path)
+        shelf_of.note_verified(bundle.path)
         shelf_of.put(bundle.path, KNOWN, bundle.state())
-        manifest = bundle.path / "manifest.json"
-        manifest.write_text(manifest.read_text() + "\n")  # made again, under the same name
+        assert shelf_of.has_verified(bundle.path)
+        file = bundle.path / name
+        file.write_text(file.read_text())  # made again, under the same name
+        assert not shelf_of.has_verified(bundle.path)
         assert shelf_of.take(bundle) is None
 
     @pytest.mark.parametrize("damage", ["cut", "deleted", "no JSON"])
     def test_gives_nothing_that_is_damaged(self, shelf_of, bundle, tmp_path, damage, caplog):
         shelf_of.put(bundle.path, KNOWN, bundle.state())
-        (place,) = (tmp_path / "shelf").iterdir()
+        (place,) = (tmp_path / "shelf" / "states").iterdir()
         if damage == "cut":
             (place / "counter_0.parquet").write_bytes(b"PAR1")
         elif damage == "deleted":
@@ -219,9 +223,9 @@ class TestLoading:
         server.report(event(answer), event(answer, "click"))
         swap(server, second)
         (kept,) = tmp_path.glob(f"{shelf._NAME}*")
-        assert [*kept.glob("*/users.parquet")]
+        assert [*kept.rglob("users.parquet")]
         server.admin.delete("/admin/users/new here")
-        assert not [*kept.glob("*/users.parquet")]
+        assert not [*kept.rglob("users.parquet")]
         server.service.close()
         assert not kept.exists()
         server.service.close = lambda: None
@@ -231,7 +235,7 @@ class TestLoading:
         answer = server.recommend(user="new here")
         server.report(event(answer), event(answer, "click"))
         load(shelf_of)
-        (place,) = (tmp_path / "shelf").iterdir()
+        (place,) = (tmp_path / "shelf" / "states").iterdir()
         shutil.copy(place / "counter_0.parquet", place / "users.parquet")
         _, again = load(shelf_of)
         _, anew = load()

@@ -26,8 +26,11 @@ class RawColumn:
     @classmethod
     def of(cls, column_N: pl.Series) -> Self:
         """Take the values of ads 1 to N; ad 0 has none."""
-        values = Directory(column_N.drop_nulls().unique(maintain_order=True).to_list())
-        return cls(values, np.append(0, values.rows(column_N)).astype(_narrowest(values)))
+        distinct = column_N.drop_nulls().unique(maintain_order=True)
+        values = Directory(distinct.to_list())
+        place_N = column_N.cast(pl.Enum(distinct)).to_physical().cast(pl.Int64)
+        codes_N = (place_N + 1).fill_null(0).to_numpy()
+        return cls(values, np.append(0, codes_N).astype(_narrowest(values)))
 
     def changed(self, rows_N: NDArray[np.int64], column_N: pl.Series, ads: int) -> "RawColumn":
         """The column of a catalogue of `ads` rows with other values at some of them."""

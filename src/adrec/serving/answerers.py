@@ -76,14 +76,14 @@ class Answerers:
         """Start the processes, and wait until all can answer.
 
         The first one verifies the version, finds the fastest backend, tells itself the log and
-        leaves its state on the shelf; the others go on from there.
+        leaves on the shelf what the others go on from.
 
         Args:
             folder: of the version.
             log: each opens it by itself.
             clock: time of requests, UTC milliseconds; can be pickled.
             count: of processes.
-            shelf: has what the version was told before.
+            shelf: has what was done for the version before.
             like: the backend to run on, if this version may; None: the fastest.
 
         Raises:
@@ -94,9 +94,9 @@ class Answerers:
         load = partial(_load, folder, log.url, clock, shelf)
         self._processes: list[_Process] = []
         try:
-            self._processes.append(_Process(partial(load, like, verified=False)))
+            self._processes.append(_Process(partial(load, like)))
             self.version = self._processes[0].wait_until_ready()
-            others = partial(load, self.version.backend, verified=True)
+            others = partial(load, self.version.backend)
             self._processes += [_Process(others) for _ in range(count - 1)]
             for process in self._processes[1:]:
                 process.wait_until_ready()
@@ -298,8 +298,6 @@ def _load(
     clock: Clock,
     shelf: Shelf,
     like: BackendName | None,
-    *,
-    verified: bool,
 ) -> Callable[[Connection], None]:
     """In the process, aside: load, or find out why that cannot be."""
     log_to_stderr()
@@ -312,7 +310,6 @@ def _load(
             mapped=True,
             like=like,
             shelf=shelf,
-            verified=verified,
         )
         loaded.recommender.index.settle()  # what goes on from here would go on aside
     except Exception as error:

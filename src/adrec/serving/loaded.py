@@ -6,6 +6,7 @@ both have in common.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -15,6 +16,7 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import AdRecError, BundleError, RequestError
 from adrec.inference.backends import BackendName
+from adrec.inference.openvino_backend import compiled_once
 from adrec.recommender import Clock, Recommender
 from adrec.schema import Schema
 from adrec.serving.feed import Feed
@@ -146,7 +148,6 @@ class Loaded:
         mapped: bool | None = None,
         like: BackendName | None = None,
         shelf: Shelf | None = None,
-        verified: bool = False,
     ) -> Self:
         """Load a version, tell it what the log says, and warm it.
 
@@ -156,15 +157,15 @@ class Loaded:
             clock: time of requests, UTC milliseconds.
             mapped: as `AdIndex.load` takes it.
             like: the backend to run on, if this version may; None: the fastest.
-            shelf: has what such a version was told before, and is given what this one is told.
-            verified: as `Bundle.open` takes it.
+            shelf: has what was done for this version before, and is given what is done now.
 
         Raises:
             BundleError: it is damaged.
         """
-        recommender, known = load(
-            folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf, verified=verified
-        )
+        with nullcontext() if shelf is None else compiled_once(shelf.graphs):
+            recommender, known = load(
+                folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf
+            )
         loaded = cls(folder, recommender, log, known, clock)
         loaded.read_log()
         if shelf is not None and loaded.told >= known.told + _WORTH_KEEPING:
@@ -297,7 +298,6 @@ def load(
     mapped: bool | None = None,
     like: BackendName | None = None,
     shelf: Shelf | None = None,
-    verified: bool = False,
 ) -> tuple[Recommender, Known]:
     """A version with its ads as they stand and without users that were erased since its training,
     and what it knows of the log: no more than that, or what the shelf has. See `Loaded.load`.
@@ -306,6 +306,7 @@ def load(
         BundleError: it is damaged.
     """
     try:
+        verified = shelf is not None and shelf.has_verified(folder)
         bundle = Bundle.open(folder, verified=verified)
         recommender = Recommender.of(bundle, clock=clock, mapped=mapped, like=like)
     except AdRecError:
@@ -313,6 +314,8 @@ def load(
     except Exception as error:  # whatever is wrong with its files, it is the version that is
         raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
     log_end_ms = bundle.manifest.log_end_ms
+    if shelf is not None:
+        shelf.note_verified(folder)
     known, told = Known(log_end_ms=log_end_ms, newest_ms=log_end_ms), None
     if shelf is not None and (taken := shelf.take(bundle)) is not None:
         known, told = taken

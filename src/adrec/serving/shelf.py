@@ -1,10 +1,13 @@
-"""Shelf: what versions know of the event log, on disk while a server runs.
+"""Shelf: what is to be done once for a version, however often a server loads it, on disk while
+the server runs.
 
 To tell a version the log since its training takes the longer the more was reported. So whoever has
 told it leaves its state here, and whoever loads it next, beside it or later, goes on from there.
-What is missing or of no use is told anew.
+Its files are verified once while they stay as they are, and its graphs compiled once. What is
+missing here or of no use is done anew.
 """
 
+import hashlib
 import logging
 import shutil
 import tempfile
@@ -14,7 +17,7 @@ from pathlib import Path
 
 import polars as pl
 
-from adrec.bundle import Bundle, sha256
+from adrec.bundle import Bundle
 from adrec.data.log_entries import AdChange
 from adrec.errors import ConfigError
 from adrec.features.state import State
@@ -56,10 +59,22 @@ def temporary_shelf() -> Iterator["Shelf"]:
 
 
 class Shelf:
-    """States of versions in one folder. It can be pickled."""
+    """What is kept of versions in one folder. It can be pickled."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        """Take a folder; it need not be there yet."""
+        self._states = folder / "states"
+        self.graphs = folder / "graphs"
+        """Folder of what was compiled."""
+
+    def has_verified(self, version: Path) -> bool:
+        """Whether a version's files are those that were verified."""
+        return self._place(version).is_dir()
+
+    def note_verified(self, version: Path) -> None:
+        """A version's files were verified."""
+        with suppress(OSError):
+            self._place(version).mkdir(parents=True, exist_ok=True)
 
     def take(self, bundle: Bundle) -> tuple[Known, State] | None:
         """What is there of a version; None if it is not."""
@@ -95,9 +110,14 @@ class Shelf:
         shutil.rmtree(self._place(version), ignore_errors=True)
 
     def clear(self) -> None:
-        """Delete all: it may tell of a user who was erased."""
-        for place in self._folder.iterdir():
-            shutil.rmtree(place, ignore_errors=True)
+        """Delete what tells of users: one of them was erased."""
+        shutil.rmtree(self._states, ignore_errors=True)
 
     def _place(self, version: Path) -> Path:
-        return self._folder / f"{version.name}-{sha256(version / 'manifest.json')[:16]}"
+        """Folder of a version; another one once its files have changed."""
+        digest = hashlib.sha256()
+        for path in sorted(version.rglob("*")):
+            found = path.stat()
+            told = (path, found.st_size, found.st_mtime_ns, found.st_ino)
+            digest.update(repr(told).encode())
+        return self._states / f"{version.name}-{digest.hexdigest()[:16]}"
