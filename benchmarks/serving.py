@@ -130,7 +130,7 @@ def swapping(
 
     def swap_all() -> None:
         for number in range(swaps):
-            due = (number + 0.5) * seconds / swaps
+            due = number * seconds / swaps
             time.sleep(max(0.0, begun + due - time.perf_counter()))
             at = time.perf_counter() - begun
             server.swap(names[(number + 1) % 2])
