@@ -244,6 +244,31 @@ class TestByHand:
                 live.observe(1, ad, 10)
             assert answer.ads[0].tolist() == live.read(1, 20).ads.tolist() == [3, 5]
 
+    @pytest.mark.parametrize("ads", [[5, 3, 8], [3, 5, 8], [8, 5, 3]])
+    @pytest.mark.parametrize("read", [False, True])
+    def test_what_is_reported_late_stands_where_it_would_have_stood(
+        self, ads: list[int], read: bool
+    ) -> None:
+        """Also if it was read meanwhile, before an item without a time, and what came of it."""
+        batch, live = (History(6, outcome_delays_ms=(0,)) for _ in range(2))
+        for history in (batch, live):
+            history.start(1, np.array([9, 2], np.int32), np.array([UNKNOWN_MS] * 2))
+            history.observe(1, 4, 20)
+            history.observe(1, 6, 5)
+        for ad in (3, 5, 8):
+            batch.observe(1, ad, 10, bits=1)
+        assert live.read(1, 30).ads.tolist() == [0, 0, 9, 2, 6, 4]
+        for ad in ads:
+            live.observe(1, ad, 10)
+            if read:
+                live.read(1, 30)
+            live.amend(1, ad, 10, 1)
+        assert live.read(1, 40).ads.tolist() == [2, 6, 3, 5, 8, 4]
+        assert live.read(1, 40).outcomes.tolist() == [0, 0, 1, 1, 1, 0]
+        assert batch.read(1, 40).ads.tolist() == live.read(1, 40).ads.tolist()
+        live.observe(1, 7, UNKNOWN_MS - 1)  # older than all there is room for
+        assert live.read(1, 40).ads.tolist() == [2, 6, 3, 5, 8, 4]
+
     @pytest.mark.parametrize("late", [0b00, 0b10])
     def test_the_order_of_equals_does_not_tell_what_is_not_known_yet(self, late: int) -> None:
         """One ad, twice at one instant: once with task 0, once without, and task 1 is slow."""

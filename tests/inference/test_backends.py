@@ -44,7 +44,7 @@ from adrec.inference.graphs import (
     ScoreGraph,
     tensors,
 )
-from adrec.inference.openvino_backend import SCORE, Compiled, UserEncoder, compiled_once
+from adrec.inference.openvino_backend import SCORE, Compiled, UserEncoder
 from adrec.inference.runtime import Runtime, embed_users
 from adrec.models.ad_rows import AdRows
 from adrec.models.preranker import Preranker
@@ -274,28 +274,6 @@ def test_the_usual_sizes_have_a_graph_of_their_own(
         assert both.is_usual(inputs) == (shape == (2, 7))
         assert not of_any.is_usual(inputs)
         np.testing.assert_allclose(both(*inputs)[0], of_any(*inputs)[0], rtol=1e-4)
-
-
-@pytest.mark.parametrize("place", ["a folder", "no folder"])
-def test_what_was_compiled_once_gives_the_same(
-    ranker: Ranker, tiny_dataset: Dataset, graphs: Path, tmp_path: Path, place: str
-) -> None:
-    if place == "no folder":
-        (tmp_path / place).write_text("")
-    query, candidates, rows = asked(tiny_dataset, 2, 7)
-    pool = pool_of(ranker, query, candidates, None, rows)
-    own = CandidateInputs.of(ranker, pool.together_BNX, candidates, None)
-    inputs = *RequestInputs.of(ranker, query), *own
-    anew = Compiled(graphs / SCORE, "float32", 1)(*inputs)
-    for _ in range(2):
-        with compiled_once(tmp_path / place):
-            found = Compiled(graphs / SCORE, "float32", 1)(*inputs)
-        np.testing.assert_array_equal(found, anew)
-    if place == "a folder":
-        (kept,) = (tmp_path / place).iterdir()
-        assert kept.stat().st_size > 0
-        Compiled(graphs / SCORE, "bf16", 1)
-        assert [*(tmp_path / place).iterdir()] == [kept]
 
 
 class TestPreranking:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 from functools import partial
 
@@ -17,3 +18,11 @@ def prepare():
 
 def say(prepared_at, connection):
     connection.send((prepared_at, niceness(), gc.isenabled()))
+
+
+def prepare_to_tell(module):
+    return partial(tell, module in sys.modules)
+
+
+def tell(found, connection):
+    connection.send(found)

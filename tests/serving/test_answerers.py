@@ -3,12 +3,18 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing import forkserver
 
 import pytest
 
+from adrec.serving import answerers
+from adrec.serving.answerers import _started
+from serving.asides import prepare_to_tell
 from serving.events import event
 from serving.test_versions import DAY_MS, publish_copy, swap
 
@@ -87,8 +93,8 @@ def test_what_is_wrong_is_said_as_ever(server):
     assert "colour" in server.report(odd)["rejected"][0]["reason"]
 
 
-def test_what_one_has_read_of_the_log_the_others_know(server, run_copy):
-    """Of a version that is loaded when there is much in the log, one process reads it."""
+def test_what_one_has_read_of_the_log_the_others_know(server, run_copy, capfd):
+    """Of a version that is loaded one process reads the log, and the other goes on from there."""
     users = [f"new {i % 7}" for i in range(110)]
     for user in users:
         answer = server.recommend(user=user)
@@ -101,6 +107,49 @@ def test_what_one_has_read_of_the_log_the_others_know(server, run_copy):
     for user, known in zip(users[:7], before, strict=True):
         assert any(len(items) > 1 for items in known["histories"].values())
         assert all(one == known for one in of_each(server, f"/v1/users/{user}"))
+    assert server.service.versions.current.kept.known.told >= 1_210
+    assert swap(server).status_code == 200
+    for user, known in zip(users[:7], before, strict=True):
+        assert all(one == known for one in of_each(server, f"/v1/users/{user}"))
+    assert "told anew" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each imports all")
+def test_processes_begin_with_all_that_was_imported():
+    connection, theirs = multiprocessing.Pipe()
+    connection.send(partial(prepare_to_tell, "adrec.serving.seed"))
+    process = _started(theirs)
+    theirs.close()
+    assert connection.poll(PATIENCE_S)
+    assert connection.recv()
+    process.join()
+    connection.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is none")
+def test_they_go_on_without_the_process_that_they_were_forked_from(server, run_copy):
+    pids = [one.pid for one in processes()]
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    until(lambda: not processes())  # as multiprocessing sees it
+    assert server.service.versions.current.whole
+    for _ in range(10):
+        server.recommend(user="17")
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: len(processes()) == 2)  # of another one
+    assert not {one.pid for one in processes()} & {*pids}
+    server.recommend(user="17")
+
+
+def test_what_cannot_be_started_is_said(server, monkeypatch):
+    def fail(process):
+        raise OSError("no more processes")
+
+    for kind in (answerers.ForkServerProcess, answerers.SpawnProcess):
+        monkeypatch.setattr(kind, "start", fail)
+    found = swap(server)
+    assert found.status_code == 409
+    assert "no process can be started" in found.json()["detail"]
+    server.recommend(user="17")
 
 
 def test_no_request_fails_or_mixes_versions_in_swaps(server, run_copy):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from adrec.bundle import find_version, make_current, sha256
-from adrec.serving import loaded
 from serving.events import event
 
 DAY_MS = 86_400_000
@@ -22,12 +21,6 @@ def publish_copy(run: Path, name: str) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": name}))
     return folder
-
-
-@pytest.fixture(autouse=True)
-def keep_all(monkeypatch):
-    """Whoever loads a version goes on from what it was told before, however little that is."""
-    monkeypatch.setattr(loaded, "_WORTH_KEEPING", 1)
 
 
 @pytest.fixture

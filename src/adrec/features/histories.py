@@ -7,7 +7,7 @@ request is shown those that are known by then.
 import heapq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -95,6 +95,8 @@ class History:
             order = self._known_first[bits]
             entry = (time_ms + self.delay_ms, user, time_ms, ad, order, bits)
             heapq.heappush(self.pending, entry)
+            if entry[0] < self.settled_ms:  # reported late; what is added to it will look for it
+                self._settle(self.settled_ms)
 
     def amend(self, user: int, ad: int, time_ms: int, bits: int) -> None:
         """Add outcomes to an impression that joined before, known yet or not."""
@@ -201,25 +203,34 @@ class History:
             users = frame["user"].to_numpy()
             self._make_room(int(users.max()))
             self._store(users, Items(*(frame[name].to_numpy() for name in Items._fields)))
-            self.settled_ms = int(self.times_ms_UL.max()) + self.delay_ms + 1
         self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
         heapq.heapify(self.pending)
 
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the histories."""
         while self.pending and self.pending[0][0] < at_ms:
-            known_at_ms, user, time_ms, ad, _, bits = heapq.heappop(self.pending)
+            known_at_ms, user, time_ms, ad, order, bits = heapq.heappop(self.pending)
             bits |= self.amended.pop((user, ad, time_ms), 0)
             self._make_room(user)
-            row = Items(
-                np.append(self.ads_UL[user, 1:], np.int32(ad)),
-                np.append(self.times_ms_UL[user, 1:], time_ms),
-                np.append(self.outcomes_UL[user, 1:], np.uint8(bits)),
-            )
+            stored, place = self._stored(np.int64(user)), self.length
             if known_at_ms < self.settled_ms:  # reported late
-                row = row.at(np.argsort(row.times_ms, kind="stable"))
-            self._store(np.int64(user), row)
+                place = self._place(stored, (time_ms, ad, order))
+            if place:  # else it has been pushed out
+                row = Items(
+                    _inserted(stored.ads, place, ad),
+                    _inserted(stored.times_ms, place, time_ms),
+                    _inserted(stored.outcomes, place, bits),
+                )
+                self._store(np.int64(user), row)
         self.settled_ms = max(self.settled_ms, at_ms)
+
+    def _place(self, stored: Items, item: tuple[int, int, int]) -> int:
+        """How many items of a history stand before one, given as (time, ad, order among equals)."""
+        orders = [self._known_first[bits] for bits in stored.outcomes.tolist()]
+        return sum(
+            one <= item
+            for one in zip(stored.times_ms.tolist(), stored.ads.tolist(), orders, strict=True)
+        )
 
     def _merge(self) -> None:
         """Put what was amended into what is pending."""
@@ -249,6 +260,14 @@ class History:
             self.ads_UL = np.concatenate([self.ads_UL, room.ads])
             self.times_ms_UL = np.concatenate([self.times_ms_UL, room.times_ms])
             self.outcomes_UL = np.concatenate([self.outcomes_UL, room.outcomes])
+
+
+def _inserted(items_L: NDArray[Any], place: int, value: int) -> NDArray[Any]:
+    """A value in its place, which pushes out the oldest."""
+    inserted = items_L.copy()
+    inserted[: place - 1] = items_L[1:place]
+    inserted[place - 1] = value
+    return inserted
 
 
 @dataclass(frozen=True)

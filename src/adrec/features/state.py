@@ -77,6 +77,16 @@ class Visitor:
     """Under which a new user is remembered; '' for nobody."""
 
 
+class Memory(NamedTuple):
+    """What a state knows of the past; can be pickled."""
+
+    user_ids: list[str]
+    static: Encoded
+    """Fields of users."""
+    histories: list[History]
+    counters: list[Counter]
+
+
 class Report(NamedTuple):
     """What came of an impression."""
 
@@ -339,14 +349,19 @@ class State:
             rows[row] = 0
             self.static = self.static.take(rows)
 
-    def take_past(self, other: "State") -> None:
-        """Know what another state of the same features knows, and it alone.
+    @property
+    def memory(self) -> Memory:
+        """What it knows now; only valid until it is told more."""
+        return Memory(self.users.ids, self.static, self.histories, self.counters_of)
+
+    def remember(self, memory: Memory) -> None:
+        """Know what another state of the same features knew, and that alone.
 
         Args:
-            other: its ads stand in the same rows, as far as it knows them; not used from then on.
+            memory: of a state whose ads had the same rows; it becomes this state's own.
         """
-        self.users, self.static = other.users, other.static
-        self.histories, self.counters_of = other.histories, other.counters_of
+        self.users, self.static = Directory(memory.user_ids), memory.static
+        self.histories, self.counters_of = memory.histories, memory.counters
 
     @property
     def met(self) -> list[History]:

@@ -11,8 +11,7 @@ what a preranker leaves, half of the time is that of reading the weights, which 
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,17 +245,6 @@ def _beside(precision: Precision) -> Precision:
     if precision == "int8":
         return "bf16" if has_native_bf16() else "float32"
     return precision
-
-
-@contextmanager
-def compiled_once(folder: Path) -> Iterator[None]:
-    """Keep what is compiled meanwhile in a folder, where whoever compiles the same finds it, in
-    half of the time. What cannot be written or read there is compiled as ever."""
-    _core().set_property({"CACHE_DIR": str(folder)})
-    try:
-        yield
-    finally:
-        _core().set_property({"CACHE_DIR": ""})
 
 
 @cache

@@ -21,9 +21,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, set_forkserver_preload
+from multiprocessing import Pipe, set_forkserver_preload
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,15 +35,16 @@ from adrec.inference.backends import BackendName
 from adrec.inference.threads import use_threads
 from adrec.recommender import Clock
 from adrec.serving.aside import begin
+from adrec.serving.kept import Kept, Known, Room
 from adrec.serving.loaded import Ask, Found, GoneError, Loaded, Version
 from adrec.serving.logs import log_to_stderr
-from adrec.serving.shelf import Shelf
 from adrec.serving.wire import AdInfo, UserOut
 from adrec.slates import Request
 
 T = TypeVar("T")
 
 _LEAVE_S = 10.0
+_UNKNOWN = 255  # exit code of a process, if the one that it was forked from has ended
 
 _log = logging.getLogger(__name__)
 
@@ -70,34 +71,38 @@ class Answerers:
         *,
         clock: Clock,
         count: int,
-        shelf: Shelf,
         like: BackendName | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """Start the processes, and wait until all can answer.
 
-        The first one verifies the version, finds the fastest backend, tells itself the log and
-        leaves on the shelf what the others go on from.
+        The first one verifies the version, finds the fastest backend and tells itself the log; the
+        others go on from there.
 
         Args:
             folder: of the version.
             log: each opens it by itself.
             clock: time of requests, UTC milliseconds; can be pickled.
             count: of processes.
-            shelf: has what was done for the version before.
             like: the backend to run on, if this version may; None: the fastest.
+            kept: of this version, if it was told the log before.
 
         Raises:
             BundleError: the version is damaged.
             EventLogError: the log cannot be read.
         """
         self._log = log
-        load = partial(_load, folder, log.url, clock, shelf)
+        self.kept: Kept | None = None
+        load = partial(_load, folder, log.url, clock)
         self._processes: list[_Process] = []
         try:
-            self._processes.append(_Process(partial(load, like)))
-            self.version = self._processes[0].wait_until_ready()
+            room = Room.new()
+            self._processes.append(_Process(partial(load, like), kept, room))
+            self.version, known = self._processes[0].wait_until_ready()
+            if room is not None and known is not None:
+                self.kept = Kept(known, room)
             others = partial(load, self.version.backend)
-            self._processes += [_Process(others) for _ in range(count - 1)]
+            self._processes += [_Process(others, self.kept) for _ in range(count - 1)]
             for process in self._processes[1:]:
                 process.wait_until_ready()
             self.told = log.marks().last
@@ -201,12 +206,24 @@ class Answerers:
 class _Process:
     """One process, seen from the server."""
 
-    def __init__(self, load: Callable[[], Callable[[Connection], None]]) -> None:
-        context = _context()
-        self._connection, theirs = context.Pipe()
+    def __init__(
+        self,
+        load: Callable[[Kept | None, Room | None], Callable[[Connection], None]],
+        kept: Kept | None = None,
+        room: Room | None = None,
+    ) -> None:
+        """Start.
+
+        Args:
+            load: called in the process.
+            kept, room: as `Loaded.load` takes them.
+
+        Raises:
+            BundleError: no process can be started.
+        """
+        self._connection, theirs = Pipe()
         self._connection.send(load)
-        self._process = context.Process(target=begin, args=(theirs,), name="adrec-answers")
-        self._process.start()
+        self._process = _started(theirs, kept, room)
         atexit.register(self._connection.close)  # else we would wait for it for ever
         theirs.close()  # else its end would not be seen
         self._calling, self._sending = threading.Lock(), threading.Lock()
@@ -214,22 +231,22 @@ class _Process:
 
     def look(self) -> bool:
         """Whether it lives, also if nothing has been asked of it for long."""
-        if self.lives and not self._process.is_alive():
+        if self.lives and not self._is_there():
             self._bury()
         return self.lives
 
-    def wait_until_ready(self) -> Version:
-        """The version that it can answer with, once it can.
+    def wait_until_ready(self) -> tuple[Version, Known | None]:
+        """The version that it can answer with, once it can, and what it has kept if it was to.
 
         Raises:
             BundleError: it cannot.
             EventLogError: it cannot read the log.
         """
         try:
-            version: Version = _result(self._connection.recv())
+            ready: tuple[Version, Known | None] = _result(self._connection.recv())
         except (EOFError, OSError) as error:
             raise BundleError(f"its process {self._end()} while it was loaded") from error
-        return version
+        return ready
 
     def call(self, work: Callable[[Loaded], T]) -> T:
         """Have something done, and wait for what it returns.
@@ -269,6 +286,16 @@ class _Process:
             self.lives = False
             _log.error("a process that answers %s", self._end())
 
+    def _is_there(self) -> bool:
+        if self._process.is_alive():
+            return True
+        if self._process.exitcode != _UNKNOWN or not self._calling.acquire(blocking=False):
+            return self._process.exitcode == _UNKNOWN  # who calls it will see
+        try:
+            return not self._connection.poll()  # nothing was asked of it: that would be its end
+        finally:
+            self._calling.release()
+
     def _end(self) -> str:
         self._process.join(_LEAVE_S)
         if self._process.is_alive():
@@ -284,36 +311,46 @@ def _result(found: Any) -> Any:
     return found
 
 
-def _context() -> ForkServerContext | SpawnContext:
-    """How processes are started: a fork of this one, which has threads of torch, may hang."""
-    if sys.platform != "linux":
-        return get_context("spawn")
-    set_forkserver_preload(["adrec.serving.seed"])
-    return get_context("forkserver")
+def _started(*given: object) -> ForkServerProcess | SpawnProcess:
+    """A process that begins aside.
+
+    Raises:
+        BundleError: none can be started.
+    """
+    # A fork of this process, which has threads of torch, may hang.
+    set_forkserver_preload(["__main__", "adrec.serving.seed"])
+    for kind in (ForkServerProcess, SpawnProcess) if sys.platform == "linux" else (SpawnProcess,):
+        process = kind(target=begin, args=given, name="adrec-answers")
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            _log.warning("a process cannot be started (%s): %s", kind.__name__, error)
+        else:
+            return process
+    raise BundleError("no process can be started that answers; the log says why")
 
 
 def _load(
     folder: Path,
     log_url: str,
     clock: Clock,
-    shelf: Shelf,
     like: BackendName | None,
+    kept: Kept | None,
+    room: Room | None,
 ) -> Callable[[Connection], None]:
     """In the process, aside: load, or find out why that cannot be."""
     log_to_stderr()
     try:
         use_threads(1)
-        loaded = Loaded.load(
-            folder,
-            EventLog(log_url),
-            clock=clock,
-            mapped=True,
-            like=like,
-            shelf=shelf,
-        )
+        log = EventLog(log_url)
+        loaded = Loaded.load(folder, log, clock=clock, mapped=True, like=like, kept=kept, room=room)
         loaded.recommender.index.settle()  # what goes on from here would go on aside
     except Exception as error:
         return partial(_give_up, error)
+    finally:
+        for one in (room, None if kept is None else kept.room):
+            if one is not None:
+                one.close()
     return partial(_answer, loaded)
 
 
@@ -331,7 +368,7 @@ def _answer(loaded: Loaded, connection: Connection) -> None:
         _give_up(error, connection)
         return
     with contextlib.suppress(EOFError, OSError):  # the server is gone
-        connection.send(loaded.version)
+        connection.send((loaded.version, loaded.kept and loaded.kept.known))
         while True:
             call: _Call = connection.recv()
             try:

@@ -1,7 +1,8 @@
 """Aside: what a new process does before it can answer leaves the processor to all others.
 
-That begins with the imports, which take seconds where others answer meanwhile; so this module, all
-that such a process needs to begin, imports nothing of ours.
+That begins with the imports, where it is not forked from a process that has done them (`seed.py`):
+they take seconds where others answer meanwhile. So this module, all that such a process needs to
+begin, imports nothing of ours.
 """
 
 import gc
@@ -16,25 +17,26 @@ from multiprocessing.connection import Connection
 _NICENESS = 19  # the most there is
 
 
-def begin(connection: Connection) -> None:
+def begin(connection: Connection, *given: object) -> None:
     """Begin in a process of one's own.
 
     Args:
-        connection: to the process that started this one. What it has sent first, a function without
-            arguments, is called aside; what that returns is then called with the connection, at
-            the process's own priority.
+        connection: to the process that started this one. What it has sent first, a function, is
+            called aside; what that returns is then called with the connection, at the process's
+            own priority.
+        given: arguments of the function.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all: the server ends us in time
         signal.signal(number, signal.SIG_IGN)
     with ThreadPoolExecutor(1, initializer=_leave_to_others) as pool:
-        go_on = pool.submit(_prepare, connection).result()
+        go_on = pool.submit(_prepare, connection, *given).result()
     go_on(connection)
 
 
-def _prepare(connection: Connection) -> Callable[[Connection], object]:
+def _prepare(connection: Connection, *given: object) -> Callable[[Connection], object]:
     gc.disable()  # what is loaded stays, and looking through it again and again takes long
-    prepare: Callable[[], Callable[[Connection], object]] = connection.recv()  # and its imports
-    go_on = prepare()
+    prepare: Callable[..., Callable[[Connection], object]] = connection.recv()  # and its imports
+    go_on = prepare(*given)
     gc.collect()
     gc.freeze()
     gc.enable()

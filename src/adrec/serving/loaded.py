@@ -6,7 +6,6 @@ both have in common.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -16,16 +15,14 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
 from adrec.errors import AdRecError, BundleError, RequestError
 from adrec.inference.backends import BackendName
-from adrec.inference.openvino_backend import compiled_once
 from adrec.recommender import Clock, Recommender
 from adrec.schema import Schema
 from adrec.serving.feed import Feed
-from adrec.serving.shelf import Known, Shelf
+from adrec.serving.kept import Kept, Known, Room, files_of, joined
 from adrec.serving.wire import AdInfo, UserOut, ad_info
 from adrec.slates import Request, Slate
 
 _WARM_USERS = 8
-_WORTH_KEEPING = 1_000  # events that the next one to load the version is spared
 
 
 class GoneError(Exception):
@@ -69,6 +66,8 @@ class Answering(Protocol):
     """
 
     version: Version
+    kept: Kept | None
+    """From which whoever loads the version next can go on."""
 
     def answer(self, asks: Sequence[Ask]) -> list[Found | Exception]:
         """Answer a batch, or say why not, each."""
@@ -127,6 +126,7 @@ class Loaded:
     ) -> None:
         """Put together what `load` has loaded."""
         self.recommender, self._log, self._clock = recommender, log, clock
+        self.kept: Kept | None = None
         self._feed = Feed(
             recommender,
             log_end_ms=known.log_end_ms,
@@ -147,7 +147,8 @@ class Loaded:
         clock: Clock,
         mapped: bool | None = None,
         like: BackendName | None = None,
-        shelf: Shelf | None = None,
+        kept: Kept | None = None,
+        room: Room | None = None,
     ) -> Self:
         """Load a version, tell it what the log says, and warm it.
 
@@ -157,19 +158,17 @@ class Loaded:
             clock: time of requests, UTC milliseconds.
             mapped: as `AdIndex.load` takes it.
             like: the backend to run on, if this version may; None: the fastest.
-            shelf: has what was done for this version before, and is given what is done now.
+            kept: of this version, if it was told the log before.
+            room: to keep what it is told now.
 
         Raises:
             BundleError: it is damaged.
         """
-        with nullcontext() if shelf is None else compiled_once(shelf.graphs):
-            recommender, known = load(
-                folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf
-            )
+        recommender, known = load(folder, log, clock=clock, mapped=mapped, like=like, kept=kept)
         loaded = cls(folder, recommender, log, known, clock)
         loaded.read_log()
-        if shelf is not None and loaded.told >= known.told + _WORTH_KEEPING:
-            loaded._leave_on(shelf, known)
+        if room is not None:
+            loaded._keep_in(room, known)
         loaded.restore_ads(log.ad_changes(after=known.ads))  # what came while it was told
         loaded.forget(log.erased(after=known.erasures))
         loaded.warm()
@@ -264,12 +263,9 @@ class Loaded:
     def close(self) -> None:
         """See `Answering`: whoever answers holds on to it until done."""
 
-    def _leave_on(self, shelf: Shelf, known: Known) -> None:
-        folder = self.version.folder
-        told = {"told": self._feed.told, "newest_ms": self._feed.newest_ms}
-        shelf.put(folder, known.model_copy(update=told), self.recommender.state)
-        if self._log.marks().erasures != known.erasures:  # who erased may not have seen it there
-            shelf.drop(folder)
+    def _keep_in(self, room: Room, known: Known) -> None:
+        now = replace(known, told=self._feed.told, newest_ms=self._feed.newest_ms)
+        self.kept = Kept(now, room) if room.write(self.recommender.state.memory) else None
 
     def _found(self, ask: Ask, slate: Slate) -> Found:
         slate = replace(slate, ads=slate.ads[: ask.k])
@@ -297,40 +293,35 @@ def load(
     clock: Clock,
     mapped: bool | None = None,
     like: BackendName | None = None,
-    shelf: Shelf | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Recommender, Known]:
     """A version with its ads as they stand and without users that were erased since its training,
-    and what it knows of the log: no more than that, or what the shelf has. See `Loaded.load`.
+    and what it knows of the log: no more than that, or what was kept. See `Loaded.load`.
 
     Raises:
         BundleError: it is damaged.
     """
+    files, now = files_of(folder), log.marks()
+    if kept is not None and (kept.known.files, kept.known.erasures) != (files, now.erasures):
+        kept = None  # another version, or it may tell of a user who was erased
     try:
-        verified = shelf is not None and shelf.has_verified(folder)
-        bundle = Bundle.open(folder, verified=verified)
+        bundle = Bundle.open(folder, verified=kept is not None)
         recommender = Recommender.of(bundle, clock=clock, mapped=mapped, like=like)
     except AdRecError:
         raise
     except Exception as error:  # whatever is wrong with its files, it is the version that is
         raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
     log_end_ms = bundle.manifest.log_end_ms
-    if shelf is not None:
-        shelf.note_verified(folder)
-    known, told = Known(log_end_ms=log_end_ms, newest_ms=log_end_ms), None
-    if shelf is not None and (taken := shelf.take(bundle)) is not None:
-        known, told = taken
-    now = log.marks()
-    changes, ad_changes = tuple(log.ad_changes(after=known.ads)), known.ad_changes
-    if changes:
-        ad_changes = *ad_changes, changes
-    for together in ad_changes:
-        restore_ads(recommender, together)
-    if told is not None:
-        recommender.state.take_past(told)
+    known, memory = Known(files, log_end_ms, newest_ms=log_end_ms), None
+    if kept is not None and (memory := kept.room.read()) is not None:
+        known = kept.known
+    ad_changes = joined(known.ad_changes, log.ad_changes(after=known.ads))
+    restore_ads(recommender, ad_changes)
+    if memory is not None:
+        recommender.state.remember(memory)
     for user_id in log.erased(after=known.erasures, from_ms=log_end_ms):
         recommender.forget(user_id)
-    latest = {"ads": now.ads, "erasures": now.erasures, "ad_changes": ad_changes}
-    return recommender, known.model_copy(update=latest)
+    return recommender, replace(known, ads=now.ads, ad_changes=ad_changes, erasures=now.erasures)
 
 
 def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:

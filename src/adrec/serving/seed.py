@@ -1,11 +1,13 @@
-"""Seed: the process that those which answer are forked from. It has imported all that they need,
-which takes over a second, and does nothing else; it imports this to become so."""
+"""Seed: the process that those which answer are forked from. It imports this, and with it all that
+they need, which takes over a second, and does nothing else."""
 
 import gc
 import signal
 
-import adrec.serving.answerers  # noqa: F401
+for _number in (signal.SIGTERM, signal.SIGINT):  # sent to all: the server ends us in time
+    signal.signal(_number, signal.SIG_IGN)
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all: the server ends us in time
+import adrec.serving.answerers  # noqa: E402, F401
+
 gc.collect()
 gc.freeze()  # so that no fork looks through what was imported, or copies it

@@ -23,10 +23,10 @@ from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
+from adrec.serving.kept import Kept, Room
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
-from adrec.serving.shelf import Shelf
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
 from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
@@ -252,14 +252,16 @@ class Service:
         until_ms = self._clock()
         return measure_skew(recommender, self._log, after_ms=known.log_end_ms, until_ms=until_ms)
 
-    def _load(self, folder: Path, like: BackendName | None, shelf: Shelf) -> Answering:
+    def _load(self, folder: Path, like: BackendName | None, kept: Kept | None) -> Answering:
         config, log, clock = self.config, self._log, self._clock
         if config.answer_in == "processes":
             count = config.batching.at_once
-            return Answerers(folder, log, clock=clock, count=count, like=like, shelf=shelf)
+            return Answerers(folder, log, clock=clock, count=count, like=like, kept=kept)
         mapped = config.workers > 1 or None
         return in_background(
-            lambda: Loaded.load(folder, log, clock=clock, mapped=mapped, like=like, shelf=shelf)
+            lambda: Loaded.load(
+                folder, log, clock=clock, mapped=mapped, like=like, kept=kept, room=Room.new()
+            )
         )
 
     def prune(self) -> int:

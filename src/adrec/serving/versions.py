@@ -12,7 +12,6 @@ users, the version to answer with) stands in the log, and the others `follow` it
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
 from adrec.errors import BundleError, DataError, EventLogError
 from adrec.inference.backends import BackendName
+from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering
-from adrec.serving.shelf import Shelf, temporary_shelf
 
 _log = logging.getLogger(__name__)
 
-Load = Callable[[Path, BackendName | None, Shelf], Answering]
-"""Loads a version's folder, on a backend if one is named, from what is on a shelf."""
+Load = Callable[[Path, BackendName | None, Kept | None], Answering]
+"""Loads a version's folder, on a backend if one is named, from what was kept of it if something
+was."""
 
 
 class Versions:
@@ -57,18 +57,15 @@ class Versions:
         """
         self._run, self._log, self._load, self._clock = run_of(folder), log, load, clock
         self._swapping, self._telling = threading.Lock(), threading.Lock()
-        self._open = ExitStack()
-        self._shelf = self._open.enter_context(temporary_shelf())
+        self._keeping, self._closed = threading.Lock(), False
+        self._kept: dict[str, Kept] = {}
         self._known = log.marks()
         named = since is not None and self._known.versions > since
         first = self._run / "versions" / self._known.version if named else find_version(folder)
-        try:
-            self.current = load(first, None, self._shelf)
-        except BaseException:
-            self._open.close()
-            raise
+        self.current = load(first, None, None)
         self.previous: str | None = None
         """Name of the version that answered before."""
+        self._keep()
 
     def names(self) -> list[str]:
         """All published versions of the run, the oldest first."""
@@ -103,13 +100,37 @@ class Versions:
 
     def _take_over(self, folder: Path) -> str:
         """Have a version answer; returns the name of the one that did before."""
+        if self._closed:
+            raise BundleError("the server ends")
         old = self.current
-        loaded = self._load(folder, old.version.backend, self._shelf)
+        kept = self._kept.get(folder.name)
+        loaded = self._load(folder, old.version.backend, kept)
         with self._telling:
             loaded.catch_up()
             self.current = loaded
+        self._keep(old.version.name)
         old.close()
         return old.version.name
+
+    def _keep(self, previous: str | None = None) -> None:
+        """Keep what the version that answers was told, and what its predecessor was."""
+        now = self.current
+        with self._keeping:
+            old = self._kept
+            names = now.version.name, previous
+            self._kept = {name: kept for name, kept in old.items() if name in names}
+            if now.kept is not None and now.kept.known.erasures == self._log.marks().erasures:
+                self._kept[now.version.name] = now.kept
+            for kept in {*old.values(), now.kept} - {*self._kept.values()}:
+                if kept is not None:
+                    kept.room.close()
+
+    def _forget_kept(self) -> None:
+        """Let go of what tells of users: one of them was erased."""
+        with self._keeping:
+            for kept in self._kept.values():
+                kept.room.close()
+            self._kept = {}
 
     def rollback(self) -> Answering:
         """Have the version answer that did before.
@@ -153,6 +174,8 @@ class Versions:
         if marks.last > self.current.told:
             with self._telling:
                 self.current.catch_up()
+        if marks.erasures != self._known.erasures:
+            self._forget_kept()
         if (marks.ads, marks.erasures) != (self._known.ads, self._known.erasures):
             with self._swapping:
                 self._take_in(self._known)
@@ -167,14 +190,15 @@ class Versions:
         before; returns how many slates there were."""
         self.current.forget([user_id])
         slates = self._log.erase_user(user_id, at_ms=self._clock())
-        self._shelf.clear()
+        self._forget_kept()
         return slates
 
     def close(self) -> None:
         """Let the version go that answers."""
         with self._swapping:
+            self._closed = True
             self.current.close()
-            self._open.close()
+            self._forget_kept()
 
     def _beside(self, work: Callable[..., None], about: object) -> None:
         threading.Thread(target=work, args=(about,), name="versions", daemon=True).start()
@@ -203,6 +227,4 @@ class Versions:
             self.current.restore_ads(self._log.ad_changes(after=since.ads))
         except DataError as error:  # an ad of a version with another schema
             _log.error("ads that were changed elsewhere do not fit: %s", error)
-        if erased := self._log.erased(after=since.erasures):
-            self.current.forget(erased)
-            self._shelf.clear()
+        self.current.forget(self._log.erased(after=since.erasures))
