@@ -304,10 +304,10 @@ class Recommender:
             self.state.report(self._visit(request), reports)
 
     def observe_log(self, frame: pl.DataFrame) -> None:
-        """Take in a piece of a log with all that came of it, as `State.advance` takes it."""
+        """Take in a piece of a log with all that came of it, as `State.take_in` does."""
         if frame.height:
             with self._reading:
-                self.state.advance(frame)
+                self.state.take_in(frame)
 
     def retrieve(
         self,

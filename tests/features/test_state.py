@@ -219,19 +219,23 @@ class TestServingEqualsBatch:
         same(spread_out(query), spread_out(query_of_rows(batch, rows)))
         np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
 
-    @pytest.mark.parametrize("variant", [with_users, without_users_table])
-    def test_both_leave_the_same_state_behind(
+    @pytest.mark.parametrize("variant", [with_users, without_users_table, slow_outcomes])
+    def test_all_leave_the_same_state_behind(
         self, tiny_world: Path, variant: Callable[[Schema], Schema]
     ) -> None:
         tables = opened(tiny_world, variant)
         log = whole_log(tables)
-        batch, live = begin(tables), begin(tables)
+        batch, live, unread = begin(tables), begin(tables), begin(tables)
         batch.advance(log[:1200])
         live_through(live, log[:1200])
-        assert live.users.ids == batch.users.ids
-        one, other = batch.advance(log[1200:]), live.advance(log[1200:])
-        np.testing.assert_allclose(one.counters_NC, other.counters_NC, atol=1e-5)
-        same_histories(one, other)
+        unread.take_in(log[:800])
+        unread.take_in(log[800:1200])
+        rows = batch.advance(log[1200:])
+        for state in (live, unread):
+            same_log = state.advance(log[1200:])
+            assert state.users.ids == batch.users.ids
+            np.testing.assert_allclose(rows.counters_NC, same_log.counters_NC, atol=1e-5)
+            same_histories(rows, same_log)
 
     def test_wherever_the_log_is_cut(self, tiny_world: Path) -> None:
         tables = opened(tiny_world, slow_outcomes)

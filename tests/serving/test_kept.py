@@ -125,7 +125,7 @@ class TestLoading:
         assert [slate.ads for slate in mine] == [slate.ads for slate in theirs]
         assert [slate.seen for slate in mine] == [slate.seen for slate in theirs]
         assert one.told == other.told
-        assert one.recommender.state.users.ids == other.recommender.state.users.ids
+        assert {*one.recommender.state.users.ids} == {*other.recommender.state.users.ids}
         assert one.size() == other.size()
 
     def test_events_before_between_and_of_earlier_requests(self, load):
