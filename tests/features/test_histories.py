@@ -244,6 +244,14 @@ class TestByHand:
                 live.observe(1, ad, 10)
             assert answer.ads[0].tolist() == live.read(1, 20).ads.tolist() == [3, 5]
 
+    def test_what_is_reported_late_after_a_batch(self) -> None:
+        history, at_ms = History(4), np.array([100, 300, 350, 400])
+        users, ads = np.array([1, 1, 1, 2]), np.array([1, 3, 4, 5], np.int32)
+        rows = users, ads, at_ms, np.ones(4, bool), np.zeros(4, np.uint8)
+        history.advance(*rows, np.arange(4))
+        history.observe(1, 2, 200)
+        assert history.read(1, 500).ads.tolist() == [1, 2, 3, 4]
+
     @pytest.mark.parametrize("ads", [[5, 3, 8], [3, 5, 8], [8, 5, 3]])
     @pytest.mark.parametrize("read", [False, True])
     def test_what_is_reported_late_stands_where_it_would_have_stood(

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, partialmethod
 from multiprocessing import forkserver
 
 import pytest
@@ -107,7 +107,7 @@ def test_what_one_has_read_of_the_log_the_others_know(server, run_copy, capfd):
     for user, known in zip(users[:7], before, strict=True):
         assert any(len(items) > 1 for items in known["histories"].values())
         assert all(one == known for one in of_each(server, f"/v1/users/{user}"))
-    assert server.service.versions.current.kept.known.told >= 1_210
+    assert server.service.versions._kept[second].known.told >= 1_210
     assert swap(server).status_code == 200
     for user, known in zip(users[:7], before, strict=True):
         assert all(one == known for one in of_each(server, f"/v1/users/{user}"))
@@ -140,15 +140,19 @@ def test_they_go_on_without_the_process_that_they_were_forked_from(server, run_c
     server.recommend(user="17")
 
 
-def test_what_cannot_be_started_is_said(server, monkeypatch):
-    def fail(process):
-        raise OSError("no more processes")
+@pytest.mark.parametrize("started", [0, 1])
+def test_what_cannot_be_started_is_said(server, monkeypatch, started):
+    def start(process, begin):
+        if len(processes()) >= 2 + started:
+            raise OSError("no more processes")
+        begin(process)
 
     for kind in (answerers.ForkServerProcess, answerers.SpawnProcess):
-        monkeypatch.setattr(kind, "start", fail)
+        monkeypatch.setattr(kind, "start", partialmethod(start, begin=kind.start))
     found = swap(server)
     assert found.status_code == 409
     assert "no process can be started" in found.json()["detail"]
+    assert len(processes()) == 2
     server.recommend(user="17")
 
 

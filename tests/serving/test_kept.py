@@ -1,9 +1,9 @@
 """What versions were told, kept for whoever loads them next: the same as telling them anew."""
 
 import os
+import signal
 import tempfile
-import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,26 @@ from adrec.serving.kept import Kept, Room, files_of, joined
 from adrec.serving.loaded import Loaded
 from adrec.slates import Request
 from serving.events import event
+from serving.test_answerers import processes, until
 from serving.test_versions import DAY_MS, publish_copy, swap
 
+COPY = "2999010{}T000000-copy"
 
-def there(descriptor):
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
+
+def place_of(room):
+    """Which file it is."""
+    found = os.fstat(room._descriptor)
+    return found.st_dev, found.st_ino
+
+
+def places():
+    """All files that this process has open."""
+    found = set()
+    for path in Path("/dev/fd").iterdir():
+        with suppress(OSError):
+            one = os.fstat(int(path.name))
+            found.add((one.st_dev, one.st_ino))
+    return found
 
 
 class TestRoom:
@@ -52,10 +63,10 @@ class TestRoom:
 
     def test_closes_when_nobody_refers_to_it(self):
         room = Room.new()
-        descriptor = room._descriptor
-        assert there(descriptor)
+        place = place_of(room)
+        assert place in places()
         del room
-        assert not there(descriptor)
+        assert place not in places()
 
     def test_without_a_place_for_it_there_is_none(self, tmp_path, monkeypatch, caplog):
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
@@ -101,7 +112,7 @@ def test_files_that_were_written_again_are_others(run_copy, name):
 
 
 class TestLoading:
-    """A version that goes on from a shelf knows what one knows that is told all anew."""
+    """A version that goes on from what was kept knows what one knows that is told all anew."""
 
     @pytest.fixture
     def load(self, run_copy, tmp_path, serve):
@@ -158,6 +169,25 @@ class TestLoading:
         self.same(again, load(), server)
         items = again.user("new here", server.clock.now_ms + DAY_MS).histories.values()
         assert all(len(item["met"]) == 2 for some in items for item in some)
+
+    def test_impressions_between_those_that_were_told(self, load):
+        """They stand where they would have stood."""
+        server, answers = load.server, []
+        for _ in range(3):
+            answers.append(server.recommend(user="new here", k=1))
+            server.clock.now_ms += 1_000
+        for answer in (answers[0], answers[2]):
+            server.report(event(answer), event(answer, "click"))
+        server.recommend(user="later here")
+        server.clock.now_ms += DAY_MS
+        answer = server.recommend(user="later here")
+        server.report(event(answer))
+        kept = load().kept
+        server.report(event(answers[1]), event(answers[1], "click"))
+        again = load(kept)
+        self.same(again, load(), server)
+        items = again.user("new here", server.clock.now_ms + DAY_MS).histories.values()
+        assert all(len(some) == 3 for some in items)
 
     def test_outcomes_of_what_was_told_before_are_added(self, load):
         server = load.server
@@ -230,45 +260,52 @@ class TestLoading:
 class TestServer:
     """What a server keeps: of the version that answers and of the one before, no more."""
 
+    @pytest.fixture
+    def server(self, serve, run_copy):
+        for i in range(2):
+            publish_copy(run_copy, COPY.format(i))
+        server = serve(run_copy, answer_in="processes", batching={"at_once": 2}, follow_ms=10)
+        yield server
+        server.service.close()
+        server.service.close = lambda: None
+
     def kept(self, server):
         return server.service.versions._kept
 
-    def test_of_two_versions(self, serve, run_copy):
-        names = [publish_copy(run_copy, f"2999010{i}T000000-copy").name for i in range(3)]
-        server = serve(run_copy)
+    def test_of_two_versions(self, server):
         first = server.service.current.name
         assert self.kept(server).keys() == {first}
-        rooms = [one.room._descriptor for one in self.kept(server).values()]
-        swap(server, names[0])
-        assert self.kept(server).keys() == {first, names[0]}
-        swap(server, names[1])
-        assert self.kept(server).keys() == {names[0], names[1]}
-        assert not any(map(there, rooms))
-        rooms = [one.room._descriptor for one in self.kept(server).values()]
+        old = place_of(self.kept(server)[first].room)
+        swap(server, COPY.format(0))
+        assert self.kept(server).keys() == {first, COPY.format(0)}
+        assert old in places()
+        os.kill(processes()[0].pid, signal.SIGKILL)  # it is loaded anew
+        before = self.kept(server)[COPY.format(0)]
+        until(lambda: self.kept(server)[COPY.format(0)] is not before)
+        assert server.service.versions.previous == first
+        assert self.kept(server).keys() == {first, COPY.format(0)}
+        swap(server, COPY.format(1))
+        assert self.kept(server).keys() == {COPY.format(0), COPY.format(1)}
+        assert old not in places()
+        rooms = [place_of(one.room) for one in self.kept(server).values()]
         server.service.close()
-        assert not any(map(there, rooms))
-        server.service.close = lambda: None
+        assert not {*rooms} & places()
 
-    def test_nothing_of_a_user_who_was_erased(self, serve, run_copy):
-        second = publish_copy(run_copy, "29990101T000000-second").name
-        server = serve(run_copy)
+    def test_nothing_of_a_user_who_was_erased(self, server):
         answer = server.recommend(user="new here")
         server.report(event(answer), event(answer, "click"))
-        swap(server, second)
-        rooms = [one.room._descriptor for one in self.kept(server).values()]
+        swap(server, COPY.format(0))
+        rooms = {place_of(one.room) for one in self.kept(server).values()}
         assert len(rooms) == 2
         server.admin.delete("/admin/users/new here")
         assert not self.kept(server)
-        assert not any(map(there, rooms))
+        assert not rooms & places()
         swap(server)
         (kept,) = self.kept(server).values()
         assert "new here" not in kept.room.read().user_ids
 
-    def test_nothing_once_a_user_was_erased_elsewhere(self, serve, run_copy):
-        server = serve(run_copy, follow_ms=10)
+    def test_nothing_once_a_user_was_erased_elsewhere(self, server):
+        assert self.kept(server)
         with closing(EventLog.in_file(server.log_file)) as log:
             log.erase_user("17", at_ms=server.clock.now_ms)
-        deadline = time.monotonic() + 30.0
-        while self.kept(server):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: not self.kept(server))

@@ -50,8 +50,8 @@ def outcomes(labels_NK: NDArray[np.float32], tasks: Sequence[Task]) -> NDArray[n
 class Counter:
     """Decayed sums of one kind of key, e.g. all (user, topic) pairs.
 
-    A batch is taken in by `advance`, single impressions by `observe` and `read`; both leave the
-    same sums behind and may alternate.
+    A batch is taken in by `advance`, or by `take_in` where nothing is to be read before its rows,
+    single impressions by `observe` and `read`; all leave the same sums behind and may alternate.
     """
 
     half_lives_ms: NDArray[np.float64]

@@ -175,6 +175,7 @@ class History:
         final = pool.last(everyone, np.full(len(distinct), end), starts)
         self._store(distinct, final)
         self._store(np.zeros(1, np.int64), Items.none(1, self.length))
+        self.settled_ms = max(self.settled_ms, end)
         for i in np.flatnonzero(pool.known_at_ms >= end):
             ad, time_ms, bits = (int(part[i]) for part in pool.items)
             self.observe(int(distinct[pool.group[i]]), ad, time_ms, bits)

@@ -26,6 +26,7 @@ class RawColumn:
     @classmethod
     def of(cls, column_N: pl.Series) -> Self:
         """Take the values of ads 1 to N; ad 0 has none."""
+        column_N = column_N.cast(pl.String)
         distinct = column_N.drop_nulls().unique(maintain_order=True)
         values = Directory(distinct.to_list())
         place_N = column_N.cast(pl.Enum(distinct)).to_physical().cast(pl.Int64)

@@ -187,7 +187,9 @@ class State:
             self._seen(counter.advance(key, times, summed, piece.happened_ms_N))
             for counter, key in zip(self.counters_of, piece.keys, strict=True)
         ]
-        histories = [Past.of(items, times[first]) for items in self._advance(piece, first)]
+        histories = [
+            Past.of(items, times[first]) for items in self._advance_histories(piece, first)
+        ]
         position = frame[POSITION].to_numpy() if schema.position else np.zeros(rows, np.int32)
         propensity = frame[PROPENSITY].to_numpy() if schema.propensity else np.ones(rows)
         return Rows(
@@ -209,9 +211,9 @@ class State:
         summed = outcomes(piece.labels_NK, self.schema.tasks)
         for counter, key in zip(self.counters_of, piece.keys, strict=True):
             counter.take_in(key, piece.times_ms_N, summed, piece.happened_ms_N)
-        self._advance(piece, np.zeros(0, np.int64))
+        self._advance_histories(piece, np.zeros(0, np.int64))
 
-    def _piece(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> "_Piece":
+    def _piece(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> _Piece:
         """A piece of the log in numbers; users who are new are known from then on."""
         schema, rows = self.schema, frame.height
         happened = frame[TIMESTAMP_MS].to_numpy()
@@ -238,7 +240,7 @@ class State:
             keys=self._keys(users, static, encoded.codes(of_row), ads),
         )
 
-    def _advance(self, piece: "_Piece", queries: NDArray[np.int64]) -> list[Items]:
+    def _advance_histories(self, piece: _Piece, queries: NDArray[np.int64]) -> list[Items]:
         """Take a piece into the histories; what stands there before some of its rows."""
         bits, found = outcome_bits(piece.labels_NK), []
         for field, history in zip(self.schema.sequences, self.histories, strict=True):

@@ -76,8 +76,8 @@ class Answerers:
     ) -> None:
         """Start the processes, and wait until all can answer.
 
-        The first one verifies the version, finds the fastest backend and tells itself the log; the
-        others go on from there.
+        The first one verifies the version if that was not done, finds the fastest backend if none
+        is named, and tells itself the log; the others go on from there.
 
         Args:
             folder: of the version.
@@ -102,7 +102,8 @@ class Answerers:
             if room is not None and known is not None:
                 self.kept = Kept(known, room)
             others = partial(load, self.version.backend)
-            self._processes += [_Process(others, self.kept) for _ in range(count - 1)]
+            for _ in range(count - 1):
+                self._processes.append(_Process(others, self.kept))
             for process in self._processes[1:]:
                 process.wait_until_ready()
             self.told = log.marks().last
@@ -317,8 +318,9 @@ def _started(*given: object) -> ForkServerProcess | SpawnProcess:
     Raises:
         BundleError: none can be started.
     """
-    # A fork of this process, which has threads of torch, may hang.
-    set_forkserver_preload(["__main__", "adrec.serving.seed"])
+    # A fork of this process, which has threads at work, may hang. Those of the seed, which are of
+    # allocators, stand still and are made for forks. Every process imports what started this one.
+    set_forkserver_preload(["adrec.serving.seed", "adrec.cli"])
     for kind in (ForkServerProcess, SpawnProcess) if sys.platform == "linux" else (SpawnProcess,):
         process = kind(target=begin, args=given, name="adrec-answers")
         try:

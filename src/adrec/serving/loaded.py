@@ -301,10 +301,11 @@ def load(
     Raises:
         BundleError: it is damaged.
     """
-    files, now = files_of(folder), log.marks()
-    if kept is not None and (kept.known.files, kept.known.erasures) != (files, now.erasures):
-        kept = None  # another version, or it may tell of a user who was erased
+    now = log.marks()
     try:
+        files = files_of(folder)
+        if kept is not None and (kept.known.files, kept.known.erasures) != (files, now.erasures):
+            kept = None  # of another version, or it may tell of a user who was erased
         bundle = Bundle.open(folder, verified=kept is not None)
         recommender = Recommender.of(bundle, clock=clock, mapped=mapped, like=like)
     except AdRecError:

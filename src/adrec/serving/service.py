@@ -23,7 +23,7 @@ from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.journal import Journal
-from adrec.serving.kept import Kept, Room
+from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
@@ -258,10 +258,9 @@ class Service:
             count = config.batching.at_once
             return Answerers(folder, log, clock=clock, count=count, like=like, kept=kept)
         mapped = config.workers > 1 or None
+        # Keeping what was told would hold up the answers of this process.
         return in_background(
-            lambda: Loaded.load(
-                folder, log, clock=clock, mapped=mapped, like=like, kept=kept, room=Room.new()
-            )
+            lambda: Loaded.load(folder, log, clock=clock, mapped=mapped, like=like)
         )
 
     def prune(self) -> int:

@@ -65,7 +65,7 @@ class Versions:
         self.current = load(first, None, None)
         self.previous: str | None = None
         """Name of the version that answered before."""
-        self._keep()
+        self._keep(self.current)
 
     def names(self) -> list[str]:
         """All published versions of the run, the oldest first."""
@@ -94,43 +94,47 @@ class Versions:
             raise BundleError(
                 f"there is no version '{name}' in {self._run}; there are " + ", ".join(self.names())
             )
-        self.previous = self._take_over(folder)
-        _log.info("version %s answers, %s no more", self.current.version.name, self.previous)
+        old = self.current.version.name
+        self._take_over(folder, previous=old)
+        _log.info("version %s answers, %s no more", self.current.version.name, old)
         return self.current
 
-    def _take_over(self, folder: Path) -> str:
-        """Have a version answer; returns the name of the one that did before."""
+    def _take_over(self, folder: Path, *, previous: str | None) -> None:
+        """Have a version answer in place of the one that does."""
         if self._closed:
             raise BundleError("the server ends")
         old = self.current
-        kept = self._kept.get(folder.name)
-        loaded = self._load(folder, old.version.backend, kept)
-        with self._telling:
-            loaded.catch_up()
-            self.current = loaded
-        self._keep(old.version.name)
+        loaded = self._load(folder, old.version.backend, self._kept.get(folder.name))
+        try:
+            with self._telling:
+                loaded.catch_up()
+                self.current, self.previous = loaded, previous
+        except BaseException:
+            loaded.close()
+            raise
+        self._keep(loaded)
         old.close()
-        return old.version.name
 
-    def _keep(self, previous: str | None = None) -> None:
-        """Keep what the version that answers was told, and what its predecessor was."""
-        now = self.current
+    def _keep(self, loaded: Answering) -> None:
+        """Keep what the version was told that answers now, and what its predecessor was."""
+        kept, loaded.kept = loaded.kept, None
         with self._keeping:
-            old = self._kept
-            names = now.version.name, previous
-            self._kept = {name: kept for name, kept in old.items() if name in names}
-            if now.kept is not None and now.kept.known.erasures == self._log.marks().erasures:
-                self._kept[now.version.name] = now.kept
-            for kept in {*old.values(), now.kept} - {*self._kept.values()}:
-                if kept is not None:
-                    kept.room.close()
+            if kept is not None:
+                self._kept[loaded.version.name] = kept
+            names = loaded.version.name, self.previous
+            self._kept = {name: one for name, one in self._kept.items() if name in names}
+        self._forget_erased()
 
-    def _forget_kept(self) -> None:
-        """Let go of what tells of users: one of them was erased."""
+    def _forget_erased(self) -> None:
+        """Let go of what may tell of a user who was erased."""
         with self._keeping:
-            for kept in self._kept.values():
-                kept.room.close()
-            self._kept = {}
+            try:
+                erasures = self._log.marks().erasures
+            except EventLogError:
+                erasures = -1  # nobody knows
+            self._kept = {
+                name: one for name, one in self._kept.items() if one.known.erasures == erasures
+            }
 
     def rollback(self) -> Answering:
         """Have the version answer that did before.
@@ -175,7 +179,7 @@ class Versions:
             with self._telling:
                 self.current.catch_up()
         if marks.erasures != self._known.erasures:
-            self._forget_kept()
+            self._forget_erased()
         if (marks.ads, marks.erasures) != (self._known.ads, self._known.erasures):
             with self._swapping:
                 self._take_in(self._known)
@@ -190,7 +194,7 @@ class Versions:
         before; returns how many slates there were."""
         self.current.forget([user_id])
         slates = self._log.erase_user(user_id, at_ms=self._clock())
-        self._forget_kept()
+        self._forget_erased()
         return slates
 
     def close(self) -> None:
@@ -198,7 +202,7 @@ class Versions:
         with self._swapping:
             self._closed = True
             self.current.close()
-            self._forget_kept()
+            self._kept = {}
 
     def _beside(self, work: Callable[..., None], about: object) -> None:
         threading.Thread(target=work, args=(about,), name="versions", daemon=True).start()
@@ -216,7 +220,7 @@ class Versions:
         with self._swapping:
             try:
                 if broken is self.current:
-                    self._take_over(broken.version.folder)
+                    self._take_over(broken.version.folder, previous=self.previous)
                     _log.info("version %s is whole again", broken.version.name)
             except (BundleError, EventLogError) as error:
                 _log.error("version %s stays as it is: %s", broken.version.name, error)
