@@ -107,6 +107,11 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
         require_valid(plain_csv(tmp_path, text))
 
 
+def test_the_sign_for_what_cannot_be_read_may_stand_in_a_text(tmp_path: Path) -> None:
+    text = "ad_id,timestamp_ms,click,brand,price\na,5,1,caf\ufffd,2\n"
+    assert check_tables(plain_csv(tmp_path, text)) == []
+
+
 def test_reading_on_meets_the_broken_line_and_names_it(tmp_path: Path) -> None:
     text = "ad_id,timestamp_ms,click,brand,price\n" + "a,5,1,x,2\n" * 3 + "a,6,1,x,2,3\n"
     with pytest.raises(DataError, match=r"impressions\.csv, row 4: has 6 cells"):

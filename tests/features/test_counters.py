@@ -1,11 +1,12 @@
 """Counters: a batch, single events and a brute-force sum agree, and no row ever sees itself."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -151,10 +152,15 @@ class TestAgainstBruteForce:
         )
 
 
+def written_and_read(tables: tuple[pl.DataFrame, ...], folder: Path) -> Iterator[pl.DataFrame]:
+    for table in tables:
+        table.write_parquet(folder / "table.parquet")
+        yield pl.read_parquet(folder / "table.parquet")
+
+
 def restarted(counter: Counter, log: Log, folder: Path) -> Counter:
-    counter.save(folder / "counter.parquet")
     again = log.counter()
-    again.restore(folder / "counter.parquet")
+    again.restore(*written_and_read(counter.tables(), folder))
     return again
 
 

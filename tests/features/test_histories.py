@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,16 +147,14 @@ class TestAgainstBruteForce:
         same(one_by_one(log, log.history()), brute_force(log, log.users, log.times))
 
     @given(logs(), st.data())
-    def test_any_mixture_of_both_with_restarts(
-        self, tmp_path_factory: pytest.TempPathFactory, log: Log, data: st.DataObject
-    ) -> None:
+    def test_any_mixture_of_both_with_restarts(self, log: Log, data: st.DataObject) -> None:
         cuts = sorted(data.draw(st.lists(st.integers(0, len(log)), max_size=4)))
         history, parts = log.history(), []
         for start, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
             run = data.draw(st.sampled_from([in_a_batch, one_by_one]))
             parts.append(run(log.rows(slice(start, end)), history))
             if data.draw(st.booleans()):
-                history = restarted(history, log, tmp_path_factory.getbasetemp())
+                history = restarted(history, log)
         together = Items(*map(np.concatenate, zip(*parts, strict=True)))
         same(together, brute_force(log, log.users, log.times))
 
@@ -180,10 +177,9 @@ class TestAgainstBruteForce:
         )
 
 
-def restarted(history: History, log: Log, folder: Path) -> History:
-    history.save(folder / "history.parquet")
+def restarted(history: History, log: Log) -> History:
     again = log.empty()
-    again.restore(folder / "history.parquet")
+    again.restore(*history.tables())
     return again
 
 
@@ -286,10 +282,9 @@ class TestByHand:
         assert history.read(1, 20).outcomes.tolist() == [0, 1]
         assert history.read(1, 99).outcomes.tolist() == [late, 1]
 
-    def test_an_empty_history_is_saved_and_read(self, tmp_path: Path) -> None:
-        History(2).save(tmp_path / "history.parquet")
+    def test_an_empty_history_is_restored(self) -> None:
         again = History(2)
-        again.restore(tmp_path / "history.parquet")
+        again.restore(*History(2).tables())
         assert again.read(3, 5).ads.tolist() == [0, 0]
 
     def test_no_rows(self) -> None:

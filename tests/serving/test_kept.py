@@ -302,7 +302,7 @@ class TestServer:
         assert not rooms & places()
         swap(server)
         (kept,) = self.kept(server).values()
-        assert "new here" not in kept.room.read().user_ids
+        assert "new here" not in kept.room.read()["users"].to_series().to_list()
 
     def test_nothing_once_a_user_was_erased_elsewhere(self, server):
         assert self.kept(server)

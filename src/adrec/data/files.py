@@ -130,6 +130,8 @@ def check_lines(file: str) -> list[Problem]:
             seen |= _count_quoted(path, separator)
     except (pl.exceptions.PolarsError, OSError, csv.Error):
         return []  # whoever reads the table will say that it cannot be read
+    if seen["garbled"] is not None and _is_utf8(path):  # it is what stands there
+        seen["garbled"] = None
     problems = []
     if seen["row"] is not None:
         problems.append(
@@ -227,6 +229,18 @@ def _count_cells(path: Path, separator: str) -> dict[str, Any]:
         garbled_rows=garbled.sum(),
     )
     return seen.collect().row(0, named=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a text file is UTF-8 throughout."""
+    unpack = gzip.open if path.suffix == ".gz" else open
+    try:
+        with unpack(path, "rt", encoding="utf-8", newline="") as text:
+            while text.read(_BLOCK_BYTES):
+                pass
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _count_quoted(path: Path, separator: str) -> dict[str, int | None]:

@@ -13,8 +13,6 @@ tasks, whose outcome is log(1 + value)). Historical rates as features: He et al.
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -291,30 +289,22 @@ class Counter:
         self.pending, self.backlog = [], waiting.sort("known_at_ms", maintain_order=True)
         self._settle(int(times_ms_N[-1]))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the room for more keys."""
-        used = len(self.slots)
-        trimmed = {"sums": self.sums[:used], "as_of_ms": self.as_of_ms[:used]}
-        return self.__dict__ | trimmed
-
-    def save(self, path: Path) -> None:
-        """Write keys, sums and what is pending as two Parquet files."""
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Keys with their sums, and what is pending."""
         used = len(self.slots)
         flat = self.sums[:used].reshape(used, int(np.prod(self.sums.shape[1:])))
         columns = {f"sum_{i}": flat[:, i] for i in range(flat.shape[1])}
         keys = np.fromiter(self.slots.keys(), np.int64, used)
-        pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns).write_parquet(path)
-        self._waiting().write_parquet(path.with_suffix(".pending.parquet"))
+        sums = pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns)
+        return sums, self._waiting()
 
-    def restore(self, path: Path) -> None:
-        """Read what `save` wrote."""
-        frame = pl.read_parquet(path)
-        self.slots = {key: i for i, key in enumerate(frame["key"].to_list())}
-        self.as_of_ms = frame["as_of_ms"].to_numpy(writable=True)
-        shape = (frame.height, *self.sums.shape[1:])
-        self.sums = frame.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
-        waiting = pl.read_parquet(path.with_suffix(".pending.parquet"))
-        self.pending, self.backlog = [], waiting.sort("known_at_ms", maintain_order=True)
+    def restore(self, sums: pl.DataFrame, pending: pl.DataFrame) -> None:
+        """Take what `tables` gave."""
+        self.slots = {key: i for i, key in enumerate(sums["key"].to_list())}
+        self.as_of_ms = sums["as_of_ms"].to_numpy(writable=True)
+        shape = (sums.height, *self.sums.shape[1:])
+        self.sums = sums.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
+        self.pending, self.backlog = [], pending.sort("known_at_ms", maintain_order=True)
 
 
 @dataclass(frozen=True)

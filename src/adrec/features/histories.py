@@ -6,7 +6,6 @@ request is shown those that are known by then.
 
 import heapq
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,10 +180,10 @@ class History:
             self.observe(int(distinct[pool.group[i]]), ad, time_ms, bits)
         return self._known(answer, times_ms_N[queries][:, None])
 
-    def save(self, path: Path) -> None:
-        """Write the users that have a history, and what is pending, as two Parquet files."""
+    def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The users that have a history, and what is pending."""
         users = np.flatnonzero((self.ads_UL != 0).any(axis=1))
-        pl.DataFrame(
+        items = pl.DataFrame(
             {"user": users, **self._stored(users)._asdict()},
             schema={
                 "user": pl.Int64,
@@ -192,19 +191,19 @@ class History:
                 "times_ms": pl.Array(pl.Int64, self.length),
                 "outcomes": pl.Array(pl.UInt8, self.length),
             },
-        ).write_parquet(path)
+        )
         self._merge()
-        pending = pl.DataFrame(self.pending, schema=dict.fromkeys(_PENDING, pl.Int64), orient="row")
-        pending.write_parquet(path.with_suffix(".pending.parquet"))
+        schema = dict.fromkeys(_PENDING, pl.Int64)
+        return items, pl.DataFrame(self.pending, schema=schema, orient="row")
 
-    def restore(self, path: Path) -> None:
-        """Read what `save` wrote."""
-        frame = pl.read_parquet(path)
-        if frame.height:
-            users = frame["user"].to_numpy()
+    def restore(self, items: pl.DataFrame, pending: pl.DataFrame) -> None:
+        """Take what `tables` gave, into an empty history."""
+        if items.height:
+            users = items["user"].to_numpy()
             self._make_room(int(users.max()))
-            self._store(users, Items(*(frame[name].to_numpy() for name in Items._fields)))
-        self.pending = pl.read_parquet(path.with_suffix(".pending.parquet")).rows()
+            self._store(users, Items(*(items[name].to_numpy() for name in Items._fields)))
+            self.settled_ms = int(self.times_ms_UL.max()) + self.delay_ms + 1
+        self.pending = pending.rows()
         heapq.heapify(self.pending)
 
     def _settle(self, at_ms: int) -> None:

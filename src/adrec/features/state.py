@@ -5,7 +5,7 @@ The same state answers for a table (`advance`, for training and evaluation) and 
 gives is strictly older than the request.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from adrec.schema import (
 
 _MS_PER_HOUR = 3_600_000.0
 _ROW = "adrec:row"  # no field's name
+_STATIC, _CATEGORICAL, _DENSE = "static", "categorical", "dense"
 _KEY_BITS = 31  # of the second column of a counter's key
 _ROW_MASK = (1 << _KEY_BITS) - 1
 
@@ -93,14 +94,8 @@ class _Piece(NamedTuple):
     """Of each counter, [N]."""
 
 
-class Memory(NamedTuple):
-    """What a state knows of the past; can be pickled."""
-
-    user_ids: list[str]
-    static: Encoded
-    """Fields of users."""
-    histories: list[History]
-    counters: list[Counter]
+Memory = dict[str, pl.DataFrame]
+"""What a state knows of the past, as tables by name."""
 
 
 class Report(NamedTuple):
@@ -397,20 +392,6 @@ class State:
             self.static = self.static.take(rows)
 
     @property
-    def memory(self) -> Memory:
-        """What it knows now; only valid until it is told more."""
-        return Memory(self.users.ids, self.static, self.histories, self.counters_of)
-
-    def remember(self, memory: Memory) -> None:
-        """Know what another state of the same features knew, and that alone.
-
-        Args:
-            memory: of a state whose ads had the same rows; it becomes this state's own.
-        """
-        self.users, self.static = Directory(memory.user_ids), memory.static
-        self.histories, self.counters_of = memory.histories, memory.counters
-
-    @property
     def met(self) -> list[History]:
         """The histories of ads that were met positively, not merely shown."""
         pairs = zip(self.schema.sequences, self.histories, strict=True)
@@ -424,26 +405,62 @@ class State:
     def save(self, directory: Path) -> None:
         """Write everything but the features and the catalogue."""
         directory.mkdir(parents=True, exist_ok=True)
-        pl.DataFrame({USER_ID: self.users.ids}, schema={USER_ID: pl.String}).write_parquet(
-            directory / "users.parquet"
-        )
         save_encoded(self.static, directory / "users.safetensors")
-        for field, history in zip(self.schema.sequences, self.histories, strict=True):
-            history.save(directory / f"history_{field.name}.parquet")
-        for i, counter in enumerate(self.counters_of):
-            counter.save(directory / f"counter_{i}.parquet")
+        for name, table in self._tables().items():
+            table.write_parquet(directory / f"{name}.parquet")
 
     @classmethod
     def load(cls, directory: Path, features: Features, catalogue: Catalogue) -> Self:
         """Read what `save` wrote."""
         state = cls(features, catalogue)
-        state.users = Directory(pl.read_parquet(directory / "users.parquet")[USER_ID].to_list())
+        state._restore(lambda name: pl.read_parquet(directory / f"{name}.parquet"))
         state.static = load_encoded(directory / "users.safetensors")
-        for field, history in zip(state.schema.sequences, state.histories, strict=True):
-            history.restore(directory / f"history_{field.name}.parquet")
-        for i, counter in enumerate(state.counters_of):
-            counter.restore(directory / f"counter_{i}.parquet")
         return state
+
+    @property
+    def memory(self) -> Memory:
+        """All that it knows of the past, as tables; another state may `remember` it."""
+        fields = {_CATEGORICAL: self.static.categorical, _DENSE: self.static.dense}
+        static = {
+            f"{kind} {i}": values_UF[:, i]
+            for kind, values_UF in fields.items()
+            for i in range(values_UF.shape[1])
+        }
+        rows = np.arange(len(self.static))
+        return self._tables() | {_STATIC: pl.DataFrame({_ROW: rows} | static)}
+
+    def remember(self, memory: Memory) -> None:
+        """Know what another state of the same features knew, whose ads had the same rows, and that
+        alone."""
+        again = State(self.features, self.catalogue)
+        again._restore(memory.__getitem__)
+        static = memory[_STATIC]
+        fields = [
+            np.stack([np.zeros(static.height), *static.select(f"^{kind} .*$")], axis=1)[:, 1:]
+            for kind in (_CATEGORICAL, _DENSE)
+        ]
+        self.static = Encoded(fields[0].astype(np.int32), fields[1].astype(np.float32))
+        self.users = again.users
+        self.histories, self.counters_of = again.histories, again.counters_of
+
+    def _tables(self) -> Memory:
+        """Users, histories and counters."""
+        found = {"users": pl.DataFrame({USER_ID: self.users.ids}, schema={USER_ID: pl.String})}
+        for name, part in self._parts():
+            found[name], found[f"{name}.pending"] = part.tables()
+        return found
+
+    def _restore(self, table: Callable[[str], pl.DataFrame]) -> None:
+        """Take what `_tables` gave."""
+        self.users = Directory(table("users")[USER_ID].to_list())
+        for name, part in self._parts():
+            part.restore(table(name), table(f"{name}.pending"))
+
+    def _parts(self) -> Iterator[tuple[str, History | Counter]]:
+        for field, history in zip(self.schema.sequences, self.histories, strict=True):
+            yield f"history_{field.name}", history
+        for i, counter in enumerate(self.counters_of):
+            yield f"counter_{i}", counter
 
     def _joins(self, field: SequenceField, labels_NK: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which impressions join a sequence, [N]."""

@@ -6,17 +6,20 @@ there. The file has no name: nobody else can open it, and it is gone with the se
 ends.
 """
 
+import io
 import logging
 import mmap
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from weakref import finalize
+from zipfile import ZipFile
+
+import polars as pl
 
 from adrec.data.log_entries import AdChange
 from adrec.features.state import Memory
@@ -69,8 +72,12 @@ class Room:
     def write(self, memory: Memory) -> bool:
         """Keep what a version remembers; False if that fails, and it will be told anew."""
         try:
-            with os.fdopen(self._descriptor, "wb", closefd=False) as file:
-                pickle.dump(memory, file, protocol=pickle.HIGHEST_PROTOCOL)
+            file = os.fdopen(self._descriptor, "wb", closefd=False)
+            with file, ZipFile(file, "w") as parts:
+                for name, table in memory.items():
+                    content = io.BytesIO()
+                    table.write_ipc(content)
+                    parts.writestr(name, content.getbuffer())
         except Exception as error:  # whatever it is, the version can do without
             _log.warning("what was told cannot be kept, and will be told anew: %s", error)
             return False
@@ -80,15 +87,21 @@ class Room:
         """What was kept; None if it cannot be read, and is to be told anew."""
         try:
             # Others may read it at the same time, and would share a place in it.
-            with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as content:
-                memory: Memory = pickle.loads(content)  # noqa: S301  we have written it
+            with _Mapped(self._descriptor, 0, access=mmap.ACCESS_READ) as file:
+                parts = ZipFile(cast(IO[bytes], file))
+                names = parts.namelist()
+                return {name: pl.read_ipc(io.BytesIO(parts.read(name))) for name in names}
         except Exception as error:  # whatever it is, the version can do without
             _log.warning("what was kept cannot be read, and is told anew: %s", error)
             return None
-        return memory
 
     def __reduce__(self) -> "tuple[Callable[[Any], Room], tuple[Any]]":
         return _passed, (DupFd(self._descriptor),)
+
+
+class _Mapped(mmap.mmap):
+    def seekable(self) -> bool:  # from Python 3.13 on all are
+        return True
 
 
 def _passed(descriptor: Any) -> Room:
