@@ -202,7 +202,6 @@ class History:
             users = items["user"].to_numpy()
             self._make_room(int(users.max()))
             self._store(users, Items(*(items[name].to_numpy() for name in Items._fields)))
-            self.settled_ms = int(self.times_ms_UL.max()) + self.delay_ms + 1
         self.pending = pending.rows()
         heapq.heapify(self.pending)
 

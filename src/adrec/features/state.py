@@ -39,7 +39,7 @@ from adrec.schema import (
 
 _MS_PER_HOUR = 3_600_000.0
 _ROW = "adrec:row"  # no field's name
-_STATIC, _CATEGORICAL, _DENSE = "static", "categorical", "dense"
+_STATIC, _CATEGORICAL, _DENSE, _SETTLED = "static", "categorical", "dense", "settled_ms"
 _KEY_BITS = 31  # of the second column of a counter's key
 _ROW_MASK = (1 << _KEY_BITS) - 1
 
@@ -427,7 +427,11 @@ class State:
             for i in range(values_UF.shape[1])
         }
         rows = np.arange(len(self.static))
-        return self._tables() | {_STATIC: pl.DataFrame({_ROW: rows} | static)}
+        settled_ms = [history.settled_ms for history in self.histories]
+        return self._tables() | {
+            _STATIC: pl.DataFrame({_ROW: rows} | static),
+            _SETTLED: pl.DataFrame({_SETTLED: settled_ms}, schema={_SETTLED: pl.Int64}),
+        }
 
     def remember(self, memory: Memory) -> None:
         """Know what another state of the same features knew, whose ads had the same rows, and that
@@ -440,6 +444,8 @@ class State:
             for kind in (_CATEGORICAL, _DENSE)
         ]
         self.static = Encoded(fields[0].astype(np.int32), fields[1].astype(np.float32))
+        for history, settled_ms in zip(again.histories, memory[_SETTLED][_SETTLED], strict=True):
+            history.settled_ms = settled_ms
         self.users = again.users
         self.histories, self.counters_of = again.histories, again.counters_of
 
