@@ -282,6 +282,15 @@ class TestByHand:
         assert history.read(1, 20).outcomes.tolist() == [0, 1]
         assert history.read(1, 99).outcomes.tolist() == [late, 1]
 
+    def test_what_is_restored_shows_nothing_before_its_time(self) -> None:
+        """However late what it began with: it was not read then."""
+        history, again = History(2), History(2)
+        history.start(1, np.array([7], np.int32), np.array([50]))
+        again.restore(*history.tables())
+        again.observe(1, 8, 20)
+        assert again.read(1, 20).ads.tolist() == [0, 7]
+        assert again.read(1, 21).ads.tolist() == [7, 8]
+
     def test_an_empty_history_is_restored(self) -> None:
         again = History(2)
         again.restore(*History(2).tables())
