@@ -126,12 +126,13 @@ def ctrl_c_later() -> Iterator[None]:
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
     """A process that is started in here does not hear Ctrl-C, which a terminal sends to all: the
-    crew stops it. Training, which knows what to do, listens for it again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    crew stops it. Training, which knows what to do, listens for it again.
+
+    It is kept back, not ignored: this process hears it afterwards, and the other one once `work`
+    has seen to it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

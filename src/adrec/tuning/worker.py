@@ -5,6 +5,7 @@ the search dies, it ends at once, so that it is in nobody's way when the search 
 """
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -68,6 +69,8 @@ class _PrunedError(Exception):
 
 def work(setup: Setup, connection: Connection) -> None:
     """Train trials as they come, until the connection is closed or the process is told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it was kept back until here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.threads)
     dataset = Dataset(setup.dataset)
