@@ -5,7 +5,7 @@ visit (encode) ─► retrieve ─► rank (calibrated scores) ─► price and 
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,9 @@ from adrec.features.batches import Past, Query, candidates_of, stack_queries
 from adrec.features.bits import MOST_TASKS, UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import Dataset, cut
-from adrec.features.state import Report, State, Visitor
+from adrec.features.state import State
 from adrec.features.transforms import Features
+from adrec.features.visitor import Report, Visitor
 from adrec.inference.backends import BackendName, Pool
 from adrec.inference.runtime import Runtime
 from adrec.inference.threads import side_by_side
@@ -282,10 +283,10 @@ class Recommender:
                 ][::-1]
         return found
 
-    def forget(self, user: str | int) -> None:
-        """Erase a user's past: histories and counters. The id stays, as that of a new user."""
+    def forget(self, users: Iterable[str | int]) -> None:
+        """Erase the past of users: histories and counters. Their ids stay, as those of new ones."""
         with self._reading:
-            self.state.forget(as_text(user) or "")
+            self.state.forget(as_text(user) or "" for user in users)
 
     def report(self, request: Request, reported: Sequence[Reported]) -> None:
         """Take in what came of ads that were shown: the next request knows of it.

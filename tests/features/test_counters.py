@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from adrec.errors import DataError
 from adrec.features import counters as module
-from adrec.features.counters import SMOOTHING, Counter, counter_features, outcomes
+from adrec.features import waiting
+from adrec.features.counters import (
+    SMOOTHING,
+    Counter,
+    counter_features,
+    counter_names,
+    outcomes,
+)
 from adrec.features.past import count_strictly_before, numbered, order_events
-from adrec.schema import Task
+from adrec.schema import CategoricalField, CounterSpec, Schema, Task
 
 CLICK = Task(name="click")
 REVENUE = Task(name="revenue", kind="value")
@@ -128,6 +135,39 @@ class TestAgainstBruteForce:
             expected = brute_force(log, keys, np.full(len(keys), at))
             np.testing.assert_allclose(counter.read(keys, at), expected, rtol=1e-9, atol=1e-12)
 
+    @given(logs(), st.data())
+    def test_what_waits_as_arrays(self, log: Log, data: st.DataObject) -> None:
+        """Whatever waits one at a time, as arrays, and in a batch that came before."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(waiting, "_MOST_SINGLE", data.draw(st.sampled_from([0, 3, 10])))
+            counter, cut = log.counter(), data.draw(st.integers(0, len(log)))
+            run = data.draw(st.sampled_from([in_a_batch, one_by_one]))
+            parts = [run(log.rows(slice(cut)), counter)]
+            parts.append(one_by_one(log.rows(slice(cut, None)), counter))
+            assert len(counter.waiting._single) <= waiting._MOST_SINGLE
+            if data.draw(st.booleans()):
+                again = log.counter()
+                again.restore(*counter.tables())
+                counter = again
+        found, expected = np.concatenate(parts), brute_force(log, log.keys, log.times)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        at, keys = int(log.times[-1]) + data.draw(st.integers(1, 2000)), np.arange(-1, 7)
+        expected = brute_force(log, keys, np.full(len(keys), at))
+        np.testing.assert_allclose(counter.read(keys, at), expected, rtol=1e-9, atol=1e-12)
+
+    @given(logs(), st.sampled_from([in_a_batch, one_by_one, unread]), st.sampled_from([3, 9999]))
+    def test_forgetting_is_never_having_seen(self, log: Log, run: Callable, most: int) -> None:
+        counter, gone = log.counter(), np.array([1, 3, 77])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(waiting, "_MOST_SINGLE", most)
+            run(log, counter)
+        counter.forget(lambda keys: np.isin(keys, gone))
+        rest, keys = log.rows(~np.isin(log.keys, gone)), np.arange(-1, 7)
+        for later in (1, 5, 4000):
+            at = int(log.times[-1]) + later
+            expected = brute_force(rest, keys, np.full(len(keys), at))
+            np.testing.assert_allclose(counter.read(keys, at), expected, rtol=1e-9, atol=1e-12)
+
     @given(logs())
     def test_reading_changes_nothing(self, log: Log) -> None:
         counter = log.counter()
@@ -136,6 +176,18 @@ class TestAgainstBruteForce:
         first = counter.read(log.keys, at)
         counter.read(np.arange(20), at)
         np.testing.assert_array_equal(counter.read(log.keys, at), first)
+
+    def test_outcomes_that_are_added_wait_as_arrays_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(waiting, "_MOST_SINGLE", 1)
+        counter = Counter(half_lives_ms=np.array([np.inf]), delays_ms=np.array([10, 100]))
+        counter.observe(5, 1000, np.zeros(2))
+        counter.amend(5, 1000, np.array([1.0, 0.0]))
+        counter.amend(5, 1000, np.array([0.0, 3.0]))
+        assert len(counter.waiting._single) <= 1
+        for at, expected in ((1010, [0, 0, 0, 0]), (1011, [1, 0, 1, 0]), (1101, [1, 1, 1, 3])):
+            assert counter.read(np.array([5]), at).tolist() == [[expected]]
 
     def test_an_impression_and_its_outcomes_are_known_at_different_times(self) -> None:
         """By hand: a click is known after 10 ms, revenue after 100 ms; half-lives ∞ and 20 ms."""
@@ -377,3 +429,18 @@ class TestFeatures:
         labels = np.array([[1.0, math.e - 1], [0.0, 0.0]], np.float32)
         np.testing.assert_allclose(outcomes(labels, [CLICK, REVENUE]), [[1, 1], [0, 0]], rtol=1e-6)
         assert labels[0, 1] == np.float32(math.e - 1)  # the labels themselves are left alone
+
+    def test_names_stand_in_the_order_of_the_features(self) -> None:
+        key = CounterSpec(columns=("ad_id",))
+        pair = CounterSpec(columns=("user_id", "topic"), half_lives_hours=(24.0, None))
+        topic = CategoricalField(name="topic", kind="categorical", role="ad")
+        schema = Schema(
+            name="test", user_id="user", tasks=(CLICK, REVENUE), fields=(topic,),
+            counters=(key, pair),
+        )  # fmt: skip
+        assert counter_names(schema) == [
+            "ad_id, ever: shown", "ad_id, ever: click", "ad_id, ever: revenue",
+            "user_id*topic, 24 h: shown", "user_id*topic, 24 h: click",
+            "user_id*topic, 24 h: revenue", "user_id*topic, ever: shown",
+            "user_id*topic, ever: click", "user_id*topic, ever: revenue",
+        ]  # fmt: skip

@@ -20,7 +20,8 @@ from adrec.errors import ConfigError, DataError
 from adrec.features import dataset as module
 from adrec.features.dataset import Dataset, cut, prepare
 from adrec.features.fitting import FeatureConfig
-from adrec.features.state import Rows, State
+from adrec.features.rows import Rows
+from adrec.features.state import State
 from adrec.features.transforms import Encoded
 from adrec.progress import Progress
 from adrec.schema import AD_ID, TIMESTAMP_MS, parse_schema

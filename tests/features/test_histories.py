@@ -402,6 +402,22 @@ class TestNoLeak:
         assert {"itself", "a row of the same instant"} <= leaks(TIED, wrong_way_round)
 
 
+class TestForgetting:
+    def test_users_and_what_waits_of_them(self) -> None:
+        history = History(3, outcome_delays_ms=(0,))
+        for user in (1, 2, 3):
+            history.observe(user, user, 10)
+            history.read(user, 20)
+            history.observe(user, 9, 30)
+            history.amend(user, 9, 30, bits=1)
+        history.forget(np.array([1, 3, 99]))
+        for user, expected in ((1, [0, 0, 0]), (2, [0, 2, 9]), (3, [0, 0, 0]), (99, [0, 0, 0])):
+            assert history.read(user, 40).ads.tolist() == expected
+        assert history.read(2, 40).outcomes.tolist() == [0, 0, 1]
+        history.observe(1, 9, 30)
+        assert history.read(1, 40).outcomes.tolist() == [0, 0, 0]
+
+
 class TestReportedLate:
     def test_an_item_joins_where_its_time_puts_it(self) -> None:
         history = History(3)
@@ -420,6 +436,24 @@ class TestReportedLate:
         assert history.read(1, 40).outcomes.tolist() == [3, 0]
         history.amend(1, 8, 30, bits=2)  # is history
         assert history.read(1, 40).outcomes.tolist() == [3, 2]
+
+    @pytest.mark.parametrize("when", ["live", "kept", "restored"])
+    def test_outcomes_reach_all_items_like_theirs(self, when: str) -> None:
+        """They are the same ad at the same instant, and none that joins later."""
+        history = History(4, outcome_delays_ms=(0,))
+        for ad in (7, 8, 8):
+            history.observe(1, ad, 10)
+        history.amend(1, 8, 10, bits=1)
+        if when != "live":
+            tables = history.tables()
+            if when == "restored":
+                history = History(4, outcome_delays_ms=(0,))
+                history.restore(*tables)
+        history.observe(1, 8, 10)
+        items = history.read(1, 20)
+        assert items.ads.tolist() == [7, 8, 8, 8]
+        assert items.outcomes.tolist() == [0, 0, 1, 1]
+        assert history.amended == {}
 
     def test_what_was_pushed_out_is_left_alone(self) -> None:
         history = History(1, outcome_delays_ms=(0,))

@@ -22,9 +22,12 @@ from adrec.features.bits import UNKNOWN_MS
 from adrec.features.catalogue import Catalogue
 from adrec.features.dataset import prepare
 from adrec.features.fitting import FeatureConfig
+from adrec.features.memory import load_state, save_state
 from adrec.features.past import count_strictly_before
-from adrec.features.state import Rows, State, Visitor
+from adrec.features.rows import Rows
+from adrec.features.state import State
 from adrec.features.transforms import Features
+from adrec.features.visitor import Visitor
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
 CONFIG = FeatureConfig(embed_user_id=True)
@@ -254,24 +257,6 @@ class TestServingEqualsBatch:
         joined = np.concatenate([part.counters_NC for part in parts])
         np.testing.assert_allclose(joined, rows.counters_NC, atol=1e-6)
 
-    @pytest.mark.parametrize("variant", [with_users, without_users_table, slow_outcomes])
-    def test_after_saving_and_loading(
-        self, tiny_world: Path, tmp_path: Path, variant: Callable[[Schema], Schema]
-    ) -> None:
-        tables = opened(tiny_world, variant)
-        log = whole_log(tables)
-        state = begin(tables)
-        state.advance(log[:4000])
-        state.save(tmp_path)
-        again = State.load(tmp_path, state.features, state.catalogue)
-        assert again.users.ids == state.users.ids
-        query, seen = live_through(again, log[4000:5000])
-        rows = state.advance(log[4000:5000])
-        same(spread_out(query), spread_out(query_of_rows(state, rows)))
-        np.testing.assert_allclose(seen, rows.counters_NC, atol=1e-5)
-        suffixes = {path.suffix for path in tmp_path.iterdir()}
-        assert suffixes == {".parquet", ".safetensors"}
-
 
 class TestNewUsers:
     def at(self, log: pl.DataFrame) -> int:
@@ -334,6 +319,51 @@ class TestNewUsers:
         assert state.visit("someone", 10**7, {}).user == 0
         assert state.users.ids == []
         assert state.history_ads(visitor).tolist() == []
+
+
+class TestForgetting:
+    def test_users_are_as_new_ones(self, tiny_world: Path, tmp_path: Path) -> None:
+        """Also those that wait, and those of a file, which stays as it is."""
+        tables = opened(tiny_world, slow_outcomes)
+        log, state = whole_log(tables), begin(tables)
+        state.advance(log)
+        save_state(state, tmp_path)
+        gone, at_ms = state.users.ids[:2], int(log[TIMESTAMP_MS][-1]) + 1
+        ads = np.arange(len(state.catalogue))
+        of_user = np.array(state.features.layout.user_counters)
+        loaded = load_state(tmp_path, state.features, state.catalogue)
+        for one in (state, loaded):
+            visitor = one.visit(gone[0], at_ms, {})
+            assert one.counters(visitor, ads)[:, of_user].any()
+            assert one.query(visitor).histories[0].mask_BL.any()
+            one.forget([*gone, "never seen"])
+            one.forget([])
+            for later_ms in (at_ms, at_ms + 3 * DAY_MS):
+                new = one.visit("new here", later_ms, {})
+                for user in gone:
+                    visitor = one.visit(user, later_ms, {})
+                    assert not one.counters(visitor, ads)[:, of_user].any()
+                    same(spread_out(one.query(visitor)), spread_out(one.query(new)))
+        again = load_state(tmp_path, state.features, state.catalogue)
+        assert not loaded.static.categorical[1:3].any()
+        assert again.static.categorical[1:3].any()
+
+    def test_others_are_as_they_were(self, tiny_world: Path) -> None:
+        tables = opened(tiny_world, slow_outcomes)
+        log, state, other = whole_log(tables), begin(tables), begin(tables)
+        for one in (state, other):
+            one.advance(log)
+        other.forget(state.users.ids[:2])
+        ads = np.arange(len(state.catalogue))
+        for later_ms in (1, 3 * DAY_MS):
+            at_ms = int(log[TIMESTAMP_MS][-1]) + later_ms
+            np.testing.assert_array_equal(state.standing(at_ms), other.standing(at_ms))
+            for user in state.users.ids[2:5]:
+                mine, theirs = (one.visit(user, at_ms, {}) for one in (state, other))
+                same(spread_out(state.query(mine)), spread_out(other.query(theirs)))
+                np.testing.assert_array_equal(
+                    state.counters(mine, ads), other.counters(theirs, ads)
+                )
 
 
 class TestAds:
@@ -581,18 +611,6 @@ class TestStanding:
         early.advance(log[:1])
         np.testing.assert_array_equal(early.standing(2_000), np.zeros((4, 4)))
         np.testing.assert_allclose(early.standing(2_001)[x], seen(1, 1) * 2, rtol=1e-5)
-
-    def test_after_saving_and_loading(self, tiny_world: Path, tmp_path: Path) -> None:
-        tables = opened(tiny_world, slow_outcomes)
-        log, state = whole_log(tables), begin(tables)
-        state.advance(log)
-        at = int(log[TIMESTAMP_MS][-1]) + 1
-        state.save(tmp_path)  # with outcomes that are not known yet
-        again = State.load(tmp_path, state.features, state.catalogue)
-        np.testing.assert_allclose(again.standing(at), state.standing(at), atol=1e-6)
-        later = at + 3 * DAY_MS
-        assert not np.array_equal(state.standing(later), state.standing(at))
-        np.testing.assert_allclose(again.standing(later), state.standing(later), atol=1e-6)
 
     def test_without_counters(self, tiny_world: Path) -> None:
         state = begin(opened(tiny_world, lambda schema: _changed(schema, counters=[])))

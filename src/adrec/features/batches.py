@@ -15,11 +15,11 @@ from torch import Tensor
 
 from adrec.features.bits import UNKNOWN_MS
 from adrec.features.histories import Items
+from adrec.features.past import MS_PER_HOUR
 from adrec.features.transforms import Encoded
 
 TensorsT = TypeVar("TensorsT")
 
-_MS_PER_HOUR = 3_600_000.0
 UNKNOWN_GAP = -1.0
 
 
@@ -162,7 +162,7 @@ def _map(value: Any, device: torch.device) -> Any:
 
 def gaps(times_ms: NDArray[np.int64], at_ms: NDArray[np.int64]) -> NDArray[np.float32]:
     """log(1 + hours) between each history item [R, L] and its request [R]; -1 where unknown."""
-    hours = (at_ms[:, None] - times_ms) / _MS_PER_HOUR
+    hours = (at_ms[:, None] - times_ms) / MS_PER_HOUR
     known = times_ms != UNKNOWN_MS
     return np.where(known, np.log1p(np.maximum(hours, 0.0)), UNKNOWN_GAP).astype(np.float32)
 

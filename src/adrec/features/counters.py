@@ -10,7 +10,6 @@ the smoothed rate (y + s p) / (n + s) lies from the training mean p (log lift; d
 tasks, whose outcome is log(1 + value)). Historical rates as features: He et al. 2014, section 3.
 """
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,20 +18,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from adrec.features.past import count_strictly_before, numbered, order_events
-from adrec.schema import Task
+from adrec.features.waiting import WAITING, Waiting
+from adrec.schema import Schema, Task
 
-_MS_PER_HOUR = 3_600_000.0
 _MAX_HALVINGS = 256  # 2^256 fits a float64 with room for any number of rows
 SMOOTHING = 20.0
 """Impressions' worth of prior in each rate."""
-_PENDING = {
-    "known_at_ms": pl.Int64(),
-    "key": pl.Int64(),
-    "time_ms": pl.Int64(),
-    "task": pl.Int64(),
-    "outcome": pl.Float64(),
-    "shown": pl.Int64(),
-}
 
 
 def outcomes(labels_NK: NDArray[np.float32], tasks: Sequence[Task]) -> NDArray[np.float64]:
@@ -60,13 +51,11 @@ class Counter:
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0, 0)))
     """[slots, H, 2K]: n of each task, then y of each task, as of `as_of_ms`."""
     as_of_ms: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    pending: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
-    """Heap of (known at, key, time, task, outcome, 1 or 0 if only the outcome counts): happened one
-    at a time, but not known yet."""
-    backlog: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_PENDING))
-    """The same of batches, in the order in which it will be known."""
+    waiting: Waiting = field(default_factory=Waiting)
+    """What happened and is not known yet."""
 
     def __post_init__(self) -> None:
+        self._delays_ms: list[int] = self.delays_ms.tolist()
         if not self.sums.size:
             self.sums = np.zeros((0, len(self.half_lives_ms), 2 * len(self.delays_ms)))
 
@@ -84,44 +73,43 @@ class Counter:
 
     def observe(self, key: int, time_ms: int, outcomes_K: NDArray[np.float64]) -> None:
         """Take in one impression and its outcomes; each counts once its task's delay is over."""
-        for task, outcome in enumerate(outcomes_K.tolist()):
-            known_at = time_ms + int(self.delays_ms[task])
-            heapq.heappush(self.pending, (known_at, key, time_ms, task, outcome, 1))
+        delays = self._delays_ms
+        self.waiting.add(
+            [
+                (time_ms + delays[task], key, time_ms, task, outcome, 1)
+                for task, outcome in enumerate(outcomes_K.tolist())
+            ]
+        )
 
     def amend(self, key: int, time_ms: int, added_K: NDArray[np.float64]) -> None:
         """Add to the outcomes of an impression that was observed before.
 
         What is added counts from the impression's time, once the task's delay is over.
         """
-        for task in np.flatnonzero(added_K).tolist():
-            known_at = time_ms + int(self.delays_ms[task])
-            entry = (known_at, key, time_ms, task, float(added_K[task]), 0)
-            heapq.heappush(self.pending, entry)
+        delays = self._delays_ms
+        self.waiting.add(
+            [
+                (time_ms + delays[task], key, time_ms, task, float(added_K[task]), 0)
+                for task in np.flatnonzero(added_K).tolist()
+            ]
+        )
 
-    def forget(self, which: Callable[[int], bool]) -> None:
-        """Erase the sums of some keys, and what is pending of them."""
-        for key in [key for key in self.slots if which(key)]:
-            self.sums[self.slots[key]] = 0.0
-        self.pending = [entry for entry in self.pending if not which(entry[1])]
-        heapq.heapify(self.pending)
-        gone = [which(key) for key in self.backlog["key"].to_list()]
-        self.backlog = self.backlog.filter(~pl.Series(gone, dtype=pl.Boolean))
+    def forget(self, which: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> None:
+        """Erase the sums of some keys, and what waits of them.
+
+        Args:
+            which: whether each of some keys is to be forgotten.
+        """
+        used = len(self.slots)
+        self.sums[:used][which(np.fromiter(self.slots, np.int64, used))] = 0.0
+        waiting = self.waiting.table()
+        self.waiting.replace(waiting.filter(~which(waiting["key"].to_numpy())))
 
     def _settle(self, at_ms: int) -> None:
-        """Move what is known strictly before `at_ms` from pending into the sums."""
-        known = []
-        while self.pending and self.pending[0][0] < at_ms:
-            known.append(heapq.heappop(self.pending))
-        if known:
-            _, keys, times, tasks, outcomes, shown = map(np.array, zip(*known, strict=True))
-            self._take(keys, times, tasks, outcomes, shown)
-        if not self.backlog.height:
-            return
-        count = int(self.backlog["known_at_ms"].to_numpy().searchsorted(at_ms, side="left"))
-        if count:
-            columns = (self.backlog[name][:count].to_numpy() for name in list(_PENDING)[1:])
-            self._take(*columns)
-            self.backlog = self.backlog[count:]
+        """Add to the sums what is known strictly before `at_ms`."""
+        known = self.waiting.known(at_ms)
+        if known is not None:
+            self._take(*known)
 
     def _take(
         self,
@@ -148,11 +136,6 @@ class Counter:
                     weights = weight_EH[mine, h] * value_E[mine]
                     added_U = np.bincount(of_E[mine], weights, len(distinct))
                     self.sums[slots_U, h, place] += added_U
-
-    def _waiting(self) -> pl.DataFrame:
-        """All that is not known yet."""
-        single = pl.DataFrame(self.pending, schema=_PENDING, orient="row")
-        return pl.concat([self.backlog, single])
 
     def _decay(self, age_ms: NDArray[np.float64]) -> NDArray[np.float64]:
         """2^(-age / half-life), [..., H]."""
@@ -216,9 +199,9 @@ class Counter:
     ) -> NDArray[np.float64]:
         start, end, tasks = int(times_ms_N[0]), int(times_ms_N[-1]), len(self.delays_ms)
         self._settle(start)
-        waiting = self._waiting()
+        waiting = self.waiting.table()
         late_keys, late_ms, late_tasks, late_outcomes, late_shown = (
-            waiting[name].to_numpy() for name in list(_PENDING)[1:]
+            waiting[name].to_numpy() for name in list(WAITING)[1:]
         )
         distinct, group = numbered(np.concatenate([keys_N, late_keys]))
         slots_U = self._slots_of(distinct)
@@ -226,7 +209,7 @@ class Counter:
         base_U = self.sums[slots_U] * self._decay(age_U)[..., None]
         groups_N = group[: len(keys_N)]
         result, final_U = base_U[groups_N], base_U.copy()
-        unknown = [pl.DataFrame(schema=_PENDING)]
+        unknown = [pl.DataFrame(schema=WAITING)]
         for task in range(tasks):
             mine = late_tasks == task
             events = _Events(
@@ -253,7 +236,7 @@ class Counter:
                     }
                 )
             )
-        self.pending, self.backlog = [], pl.concat(unknown).sort("known_at_ms", maintain_order=True)
+        self.waiting.replace(pl.concat(unknown))
         self.sums[slots_U] = final_U * self._decay(np.array(float(end - start)))[:, None]
         self.as_of_ms[slots_U] = end
         result *= self._decay((times_ms_N - start).astype(np.float64))[..., None]
@@ -281,22 +264,21 @@ class Counter:
                     "outcome": outcomes_NK[:, task],
                     "shown": np.ones(len(keys_N), np.int64),
                 },
-                schema=_PENDING,
+                schema=WAITING,
             )
-            for task, delay_ms in enumerate(self.delays_ms.tolist())
+            for task, delay_ms in enumerate(self._delays_ms)
         ]
-        waiting = pl.concat([self._waiting(), *new])
-        self.pending, self.backlog = [], waiting.sort("known_at_ms", maintain_order=True)
+        self.waiting.replace(pl.concat([self.waiting.table(), *new]))
         self._settle(int(times_ms_N[-1]))
 
     def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Keys with their sums, and what is pending."""
+        """Keys with their sums, and what waits."""
         used = len(self.slots)
         flat = self.sums[:used].reshape(used, int(np.prod(self.sums.shape[1:])))
         columns = {f"sum_{i}": flat[:, i] for i in range(flat.shape[1])}
         keys = np.fromiter(self.slots.keys(), np.int64, used)
         sums = pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns)
-        return sums, self._waiting()
+        return sums, self.waiting.table()
 
     def restore(self, sums: pl.DataFrame, pending: pl.DataFrame) -> None:
         """Take what `tables` gave."""
@@ -304,7 +286,7 @@ class Counter:
         self.as_of_ms = sums["as_of_ms"].to_numpy(writable=True)
         shape = (sums.height, *self.sums.shape[1:])
         self.sums = sums.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
-        self.pending, self.backlog = [], pending.sort("known_at_ms", maintain_order=True)
+        self.waiting.replace(pending)
 
 
 @dataclass(frozen=True)
@@ -374,3 +356,13 @@ def counter_features(
     lift = np.where(binary_K, ratio, rate - priors_K)
     features = np.concatenate([np.log1p(n[..., :1]), lift], axis=-1)
     return features.reshape(len(sums), -1).astype(np.float32)
+
+
+def counter_names(schema: Schema) -> list[str]:
+    """What each counter feature is of, [C]: `ad_id, 24 h: shown`, `ad_id, ever: click`."""
+    return [
+        f"{spec.name}, {'ever' if hours is None else f'{hours:g} h'}: {part}"
+        for spec in schema.counters
+        for hours in spec.half_lives_hours
+        for part in ("shown", *(task.name for task in schema.tasks))
+    ]

@@ -28,7 +28,10 @@ from adrec.errors import ConfigError, DataError
 from adrec.features.batches import Batch, Past, Query, candidates_of, query_of
 from adrec.features.catalogue import Catalogue, load_encoded
 from adrec.features.fitting import FeatureConfig
-from adrec.features.state import Rows, State, first_rows
+from adrec.features.memory import load_state, save_state
+from adrec.features.past import MS_PER_HOUR
+from adrec.features.rows import Rows, first_rows
+from adrec.features.state import State
 from adrec.features.transforms import Encoded, Features
 from adrec.progress import Progress
 from adrec.schema import REQUEST_ID, TIMESTAMP_MS, Schema
@@ -38,7 +41,6 @@ ItemT = TypeVar("ItemT")
 
 _SPOOL = "spool"
 
-_MS_PER_HOUR = 3_600_000
 _READ_ERRORS = (pl.exceptions.PolarsError, SafetensorError, ConfigError)
 
 
@@ -81,13 +83,13 @@ def prepare(
                 if start_ms not in writer.period_ms:
                     writer.begin_period(start_ms, state.standing(start_ms))
                     if start_ms == times.test_from_ms:
-                        state.save(unfinished / "state_at_test")
+                        save_state(state, unfinished / "state_at_test")
                 writer.write(state.advance(*part))
                 advance(part[0].height, "")
         writer.finish(times, len(catalogue))
     features.save(unfinished / "features")
     catalogue.save(unfinished)
-    state.save(unfinished / "state")
+    save_state(state, unfinished / "state")
     shutil.rmtree(unfinished / _SPOOL)
     prepared = Dataset(unfinished)
     _require_requests(prepared)
@@ -137,7 +139,7 @@ def _require_requests(dataset: "Dataset") -> None:
 def _period_starts(times: Split, refresh_hours: float) -> list[int]:
     """When the index would have been built: at the log's start, every so many hours counted back
     from the start of the test period, and there for the last time."""
-    every_ms = max(1, round(refresh_hours * _MS_PER_HOUR))
+    every_ms = max(1, round(refresh_hours * MS_PER_HOUR))
     back = range(times.test_from_ms, times.start_ms, -every_ms)
     return [times.start_ms, *reversed(back)]
 
@@ -278,7 +280,7 @@ class Dataset:
         """What was known at the start of the test period, or at the end of the log."""
         folder = self.directory / ("state_at_test" if when == "test" else "state")
         with _whole(self.directory):
-            return State.load(folder, self.features, self.catalogue)
+            return load_state(folder, self.features, self.catalogue)
 
     def through_validation(self) -> "Dataset":
         """The same log with the validation period as a part of the training period."""

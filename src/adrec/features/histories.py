@@ -5,6 +5,7 @@ request is shown those that are known by then.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,10 +13,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from adrec.features.bits import UNKNOWN_MS, known_bits, known_first
+from adrec.data.tables import times_column
+from adrec.features.bits import UNKNOWN_MS, known_bits, known_first, outcome_bits
+from adrec.features.directory import Directory
 from adrec.features.past import count_strictly_before
+from adrec.schema import Schema
 
 _PENDING = ("known_at_ms", "user", "time_ms", "ad", "order", "outcomes")
+_ROW = "adrec:row"  # no field's name
 
 
 class Items(NamedTuple):
@@ -91,6 +96,8 @@ class History:
     def observe(self, user: int, ad: int, time_ms: int, bits: int = 0) -> None:
         """Take in one impression that joins; it is history once its delay is over."""
         if user:
+            if self.amended and (user, ad, time_ms) in self.amended:
+                self._merge()  # what was added before is not this one's
             order = self._known_first[bits]
             entry = (time_ms + self.delay_ms, user, time_ms, ad, order, bits)
             heapq.heappush(self.pending, entry)
@@ -110,13 +117,14 @@ class History:
             key = (user, ad, time_ms)
             self.amended[key] = self.amended.get(key, 0) | bits
 
-    def forget(self, user: int) -> None:
-        """Erase a user's history, and what is pending of it."""
-        if user < len(self.ads_UL):
-            self._store(np.int64(user), Items.none(self.length))
-        self.pending = [entry for entry in self.pending if entry[1] != user]
+    def forget(self, users: NDArray[np.int64]) -> None:
+        """Erase the histories of some users, and what is pending of them."""
+        there = users[users < len(self.ads_UL)]
+        self._store(there, Items.none(len(there), self.length))
+        gone = set(users.tolist())
+        self.pending = [entry for entry in self.pending if entry[1] not in gone]
         heapq.heapify(self.pending)
-        self.amended = {key: bits for key, bits in self.amended.items() if key[0] != user}
+        self.amended = {key: bits for key, bits in self.amended.items() if key[0] not in gone}
 
     def advance(
         self,
@@ -208,8 +216,12 @@ class History:
     def _settle(self, at_ms: int) -> None:
         """Move what is known strictly before `at_ms` from pending into the histories."""
         while self.pending and self.pending[0][0] < at_ms:
-            known_at_ms, user, time_ms, ad, order, bits = heapq.heappop(self.pending)
-            bits |= self.amended.pop((user, ad, time_ms), 0)
+            entry = heapq.heappop(self.pending)
+            known_at_ms, user, time_ms, ad, order, bits = entry
+            if self.amended:
+                bits |= self.amended.get((user, ad, time_ms), 0)
+                if not self.pending or self.pending[0][:4] != entry[:4]:  # none is left like it
+                    self.amended.pop((user, ad, time_ms), None)
             self._make_room(user)
             stored, place = self._stored(np.int64(user)), self.length
             if known_at_ms < self.settled_ms:  # reported late
@@ -299,3 +311,48 @@ class _Pool:
             times_ms=np.where(in_start, old.times_ms, new.times_ms),
             outcomes=np.where(in_start, old.outcomes, new.outcomes),
         )
+
+
+def start_histories(
+    histories: Sequence[History],
+    schema: Schema,
+    users: pl.DataFrame,
+    ads: Directory,
+    before_ms: int | None,
+) -> None:
+    """Begin histories with what the table of users has of them.
+
+    Args:
+        histories: of each sequence of the schema.
+        schema: of the log.
+        users: list columns of ads and, where known, of times.
+        ads: that are known; others are left out.
+        before_ms: items that are known not to be earlier are left out; None: no item is.
+    """
+    for sequence, history in zip(schema.sequences, histories, strict=True):
+        if sequence.column is not None:
+            met_by = [float(task.name == sequence.grows_with) for task in schema.tasks]
+            bits = int(outcome_bits(np.array([met_by]))[0])
+            _start(history, sequence.name, users, ads, bits, before_ms)
+
+
+def _start(
+    history: History,
+    name: str,
+    users: pl.DataFrame,
+    ads: Directory,
+    bits: int,
+    before_ms: int | None,
+) -> None:
+    filled = users.with_row_index(_ROW, offset=1).filter(pl.col(name).list.len() > 0)
+    rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
+    times = np.full(len(rows), UNKNOWN_MS, np.int64)
+    if times_column(name) in users.columns:
+        times = filled[times_column(name)].explode().fill_null(UNKNOWN_MS).to_numpy()
+    ends = np.cumsum(filled[name].list.len().to_numpy().astype(np.int64))
+    for user, start, end in zip(filled[_ROW], np.append(0, ends[:-1]), ends, strict=True):
+        items, items_ms = rows[start:end], times[start:end]
+        known = items != 0
+        if before_ms is not None:
+            known &= items_ms < before_ms
+        history.start(user, items[known], items_ms[known], bits)

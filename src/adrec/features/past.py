@@ -5,10 +5,11 @@ from numpy.typing import NDArray
 
 from adrec.errors import DataError
 
+MS_PER_HOUR = 3_600_000.0
 _DENSE = 8  # numbers up to so many times their count are found without sorting
 _SMALL = 1 << 16  # groups that NumPy sorts in linear time
 _BITS = 63  # of an int64 without its sign: a group and a time side by side
-_MS_PER_YEAR = 365.25 * 24 * 3_600_000
+_MS_PER_YEAR = 365.25 * 24 * MS_PER_HOUR
 
 
 def order_events(

@@ -5,108 +5,34 @@ The same state answers for a table (`advance`, for training and evaluation) and 
 gives is strictly older than the request.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from adrec.data.parsing import as_text
-from adrec.data.tables import times_column
-from adrec.errors import RequestError
 from adrec.features.batches import Past, Query, query_of
-from adrec.features.bits import UNKNOWN_MS, outcome_bits
-from adrec.features.catalogue import Catalogue, load_encoded, save_encoded
+from adrec.features.bits import outcome_bits
+from adrec.features.catalogue import Catalogue
+from adrec.features.counter_keys import CounterKeys, Keyed
 from adrec.features.counters import Counter, counter_features, outcomes
 from adrec.features.directory import Directory
-from adrec.features.histories import History, Items
+from adrec.features.histories import History, Items, start_histories
+from adrec.features.past import MS_PER_HOUR
+from adrec.features.rows import Piece, Rows, first_rows
 from adrec.features.transforms import Encoded, Features
+from adrec.features.visitor import Report, Visitor, require_known
 from adrec.schema import (
     AD_ID,
     POSITION,
     PROPENSITY,
-    REQUEST_ID,
     TIMESTAMP_MS,
     USER_ID,
-    CounterSpec,
     Schema,
     SequenceField,
 )
-
-_MS_PER_HOUR = 3_600_000.0
-_ROW = "adrec:row"  # no field's name
-_STATIC, _CATEGORICAL, _DENSE, _SETTLED = "static", "categorical", "dense", "settled_ms"
-_KEY_BITS = 31  # of the second column of a counter's key
-_ROW_MASK = (1 << _KEY_BITS) - 1
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A piece of a log in numbers: R requests with N impressions, all of it known before each."""
-
-    user_R: NDArray[np.int64]
-    """User of each request; 0 where the log has none."""
-    time_ms_R: NDArray[np.int64]
-    request: Encoded
-    histories: tuple[Past, ...]
-    """Each sequence."""
-    slate_R: NDArray[np.int64]
-    """Number of impressions of each request."""
-    ad_N: NDArray[np.int32]
-    counters_NC: NDArray[np.float32]
-    labels_NK: NDArray[np.float32]
-    position_N: NDArray[np.int32]
-    """From 1; 0 where the log has none."""
-    propensity_N: NDArray[np.float32]
-    """1 where the log has none."""
-
-
-@dataclass(frozen=True)
-class Visitor:
-    """One request in numbers: who asks, when, and with what."""
-
-    user: int
-    """Row of the user; 0 before the first impression of a new one."""
-    at_ms: int
-    static: Encoded
-    request: Encoded
-    user_id: str = ""
-    """Under which a new user is remembered; '' for nobody."""
-
-
-class _Piece(NamedTuple):
-    """A piece of a log in numbers: R requests with N impressions."""
-
-    user_N: NDArray[np.int64]
-    ad_N: NDArray[np.int32]
-    first_R: NDArray[np.int64]
-    """Where each request begins."""
-    times_ms_N: NDArray[np.int64]
-    """When each row's request came: it knows what was known then."""
-    happened_ms_N: NDArray[np.int64]
-    labels_NK: NDArray[np.float32]
-    request: Encoded
-    keys: list[NDArray[np.int64]]
-    """Of each counter, [N]."""
-
-
-Memory = dict[str, pl.DataFrame]
-"""What a state knows of the past, as tables by name."""
-
-
-class Report(NamedTuple):
-    """What came of an impression."""
-
-    ad: int
-    """Its row."""
-    before_K: Sequence[float] | None
-    """Outcomes of each task that were taken in before; None: it was shown just now."""
-    after_K: Sequence[float]
-    """All outcomes so far."""
 
 
 class State:
@@ -127,10 +53,11 @@ class State:
             )
             for field in schema.sequences
         ]
-        self.counters_of = [
+        self._keys = CounterKeys(features)
+        self.all_counters = [
             Counter(
                 half_lives_ms=np.array(
-                    [np.inf if h is None else h * _MS_PER_HOUR for h in spec.half_lives_hours]
+                    [np.inf if h is None else h * MS_PER_HOUR for h in spec.half_lives_hours]
                 ),
                 delays_ms=np.array([task.delay_ms for task in schema.tasks], np.int64),
             )
@@ -161,12 +88,7 @@ class State:
             return state
         state.users = Directory(user_frame[USER_ID].to_list())
         state.static = state.static.append(features.user.encode_frame(user_frame))
-        for field, history in zip(state.schema.sequences, state.histories, strict=True):
-            if field.column is not None:
-                met_by = [float(task.name == field.grows_with) for task in state.schema.tasks]
-                bits = int(outcome_bits(np.array([met_by]))[0])
-                users = user_frame, catalogue.directory
-                _start_history(history, field.name, *users, bits, before_ms)
+        start_histories(state.histories, state.schema, user_frame, catalogue.directory, before_ms)
         return state
 
     def advance(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> Rows:
@@ -180,7 +102,7 @@ class State:
         summed = outcomes(labels, schema.tasks)
         counters = [
             self._seen(counter.advance(key, times, summed, piece.happened_ms_N))
-            for counter, key in zip(self.counters_of, piece.keys, strict=True)
+            for counter, key in zip(self.all_counters, piece.keys, strict=True)
         ]
         histories = [
             Past.of(items, times[first]) for items in self._advance_histories(piece, first)
@@ -204,11 +126,11 @@ class State:
         """What `advance` takes in, in less time: without reading before."""
         piece = self._piece(frame)
         summed = outcomes(piece.labels_NK, self.schema.tasks)
-        for counter, key in zip(self.counters_of, piece.keys, strict=True):
+        for counter, key in zip(self.all_counters, piece.keys, strict=True):
             counter.take_in(key, piece.times_ms_N, summed, piece.happened_ms_N)
         self._advance_histories(piece, np.zeros(0, np.int64))
 
-    def _piece(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> _Piece:
+    def _piece(self, frame: pl.DataFrame, encoded: Encoded | None = None) -> Piece:
         """A piece of the log in numbers; users who are new are known from then on."""
         schema, rows = self.schema, frame.height
         happened = frame[TIMESTAMP_MS].to_numpy()
@@ -222,7 +144,7 @@ class State:
             encoded = self.features.encode_requests(frame, first)
         of_row = np.repeat(np.arange(len(first)), slates)
         static = self.static.codes(self._known(users))
-        return _Piece(
+        return Piece(
             user_N=users,
             ad_N=ads,
             first_R=first,
@@ -232,10 +154,10 @@ class State:
             .to_numpy()
             .astype(np.float32),
             request=encoded,
-            keys=self._keys(users, static, encoded.codes(of_row), ads),
+            keys=self._keys.all(self._keyed(users, static, encoded.codes(of_row), ads)),
         )
 
-    def _advance_histories(self, piece: _Piece, queries: NDArray[np.int64]) -> list[Items]:
+    def _advance_histories(self, piece: Piece, queries: NDArray[np.int64]) -> list[Items]:
         """Take a piece into the histories; what stands there before some of its rows."""
         bits, found = outcome_bits(piece.labels_NK), []
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
@@ -263,13 +185,13 @@ class State:
         Raises:
             RequestError: a field that the schema does not have, or a value that does not fit it.
         """
-        _require_known(context, self.features.request.encoders, "context")
+        require_known(context, self.features.request.encoders, "context")
         user_id = as_text(user) or "" if self.schema.user_id is not None else ""
         row = self.users.row(user_id)
         if profile is None:
             static = self.static.take(self._known(np.array([row])))
         else:
-            _require_known(profile, self.features.user.encoders, "user")
+            require_known(profile, self.features.user.encoders, "user")
             static = self.features.user.encode({**profile, USER_ID: user})
         request = self.features.encode_request({**context, USER_ID: user}, at_ms)
         return Visitor(row, at_ms, static, request, user_id)
@@ -290,8 +212,8 @@ class State:
         """Counter features of some candidates of one request, [N, C]; of the state's own catalogue,
         or of the one that is given."""
         user = np.array([visitor.user])
-        keys = self._keys(user, visitor.static, visitor.request, ads_N, catalogue)
-        return self._read(self.counters_of, keys, len(ads_N), visitor.at_ms)
+        keyed = self._keyed(user, visitor.static, visitor.request, ads_N, catalogue)
+        return self._read(self.all_counters, self._keys.all(keyed), len(ads_N), visitor.at_ms)
 
     def standing(
         self,
@@ -308,11 +230,12 @@ class State:
         """
         catalogue = catalogue or self.catalogue
         rows = np.arange(len(catalogue)) if ads_N is None else ads_N
-        counters, keys, nobody = [], [], np.zeros(1, np.int64)
-        for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
+        keyed = self._keyed(np.zeros(1, np.int64), self.static, self.static, rows, catalogue)
+        counters, keys = [], []
+        for spec, counter in zip(self.schema.counters, self.all_counters, strict=True):
             if spec in self.schema.standing:
                 counters.append(counter)
-                keys.append(self._key(spec, nobody, self.static, self.static, rows, catalogue))
+                keys.append(self._keys.of(spec, keyed))
         found = self._read(counters, keys, len(rows), at_ms)
         found[rows == 0] = 0.0
         return found
@@ -349,8 +272,9 @@ class State:
         after_NK = np.array([report.after_K for report in reports], np.float32)
         summed_NK = outcomes(after_NK, self.schema.tasks)
         added_NK = summed_NK - outcomes(before_NK, self.schema.tasks)
-        keys = self._keys(np.array([user]), visitor.static, visitor.request, ads_N)
-        for spec, counter, keys_N in zip(self.schema.counters, self.counters_of, keys, strict=True):
+        keyed = self._keyed(np.array([user]), visitor.static, visitor.request, ads_N)
+        keys = zip(self.schema.counters, self.all_counters, self._keys.all(keyed), strict=True)
+        for spec, counter, keys_N in keys:
             if not user and USER_ID in spec.columns:  # nobody has no past
                 continue
             of_all = np.broadcast_to(keys_N, len(reports)).tolist()
@@ -372,24 +296,23 @@ class State:
                 else:
                     history.amend(user, report.ad, visitor.at_ms, bits_N[i])
 
-    def forget(self, user_id: str) -> None:
-        """Erase what is known of a user: fields, histories, and counters of the user's own.
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Erase what is known of users: fields, histories, and counters of their own.
 
-        Counters that many users share keep what this one did.
+        Counters that many users share keep what these did.
         """
-        row = self.users.row(user_id)
-        if not row:
+        rows = np.unique([self.users.row(user_id) for user_id in user_ids]).astype(np.int64)
+        rows = rows[rows > 0]
+        if not len(rows):
             return
         for history in self.histories:
-            history.forget(row)
-        for spec, counter in zip(self.schema.counters, self.counters_of, strict=True):
-            if USER_ID in spec.columns:
-                behind = len(spec.columns) - 1 - spec.columns.index(USER_ID)
-                counter.forget(partial(_is_of, row, _KEY_BITS * behind))
-        if row < len(self.static):
-            rows = np.arange(len(self.static))
-            rows[row] = 0
-            self.static = self.static.take(rows)
+            history.forget(rows)
+        for spec, counter in zip(self.schema.counters, self.all_counters, strict=True):
+            if (theirs := self._keys.of_users(spec, rows)) is not None:
+                counter.forget(theirs)
+        known = rows[rows < len(self.static)]
+        self.static.categorical[known] = self.static.categorical[0]
+        self.static.dense[known] = self.static.dense[0]
 
     @property
     def met(self) -> list[History]:
@@ -402,70 +325,11 @@ class State:
         ads = [history.read(visitor.user, visitor.at_ms).ads for history in self.met]
         return np.unique(np.concatenate([np.zeros(0, np.int32), *ads]))
 
-    def save(self, directory: Path) -> None:
-        """Write everything but the features and the catalogue."""
-        directory.mkdir(parents=True, exist_ok=True)
-        save_encoded(self.static, directory / "users.safetensors")
-        for name, table in self._tables().items():
-            table.write_parquet(directory / f"{name}.parquet")
-
-    @classmethod
-    def load(cls, directory: Path, features: Features, catalogue: Catalogue) -> Self:
-        """Read what `save` wrote."""
-        state = cls(features, catalogue)
-        state._restore(lambda name: pl.read_parquet(directory / f"{name}.parquet"))
-        state.static = load_encoded(directory / "users.safetensors")
-        return state
-
-    @property
-    def memory(self) -> Memory:
-        """All that it knows of the past, as tables; another state may `remember` it."""
-        fields = {_CATEGORICAL: self.static.categorical, _DENSE: self.static.dense}
-        static = {
-            f"{kind} {i}": values_UF[:, i]
-            for kind, values_UF in fields.items()
-            for i in range(values_UF.shape[1])
-        }
-        rows = np.arange(len(self.static))
-        settled_ms = [history.settled_ms for history in self.histories]
-        return self._tables() | {
-            _STATIC: pl.DataFrame({_ROW: rows} | static),
-            _SETTLED: pl.DataFrame({_SETTLED: settled_ms}, schema={_SETTLED: pl.Int64}),
-        }
-
-    def remember(self, memory: Memory) -> None:
-        """Know what another state of the same features knew, whose ads had the same rows, and that
-        alone."""
-        again = State(self.features, self.catalogue)
-        again._restore(memory.__getitem__)
-        static = memory[_STATIC]
-        fields = [
-            np.stack([np.zeros(static.height), *static.select(f"^{kind} .*$")], axis=1)[:, 1:]
-            for kind in (_CATEGORICAL, _DENSE)
-        ]
-        self.static = Encoded(fields[0].astype(np.int32), fields[1].astype(np.float32))
-        for history, settled_ms in zip(again.histories, memory[_SETTLED][_SETTLED], strict=True):
-            history.settled_ms = settled_ms
-        self.users = again.users
-        self.histories, self.counters_of = again.histories, again.counters_of
-
-    def _tables(self) -> Memory:
-        """Users, histories and counters."""
-        found = {"users": pl.DataFrame({USER_ID: self.users.ids}, schema={USER_ID: pl.String})}
-        for name, part in self._parts():
-            found[name], found[f"{name}.pending"] = part.tables()
-        return found
-
-    def _restore(self, table: Callable[[str], pl.DataFrame]) -> None:
-        """Take what `_tables` gave."""
-        self.users = Directory(table("users")[USER_ID].to_list())
-        for name, part in self._parts():
-            part.restore(table(name), table(f"{name}.pending"))
-
-    def _parts(self) -> Iterator[tuple[str, History | Counter]]:
+    def parts(self) -> Iterator[tuple[str, History | Counter]]:
+        """Histories and counters by name."""
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
             yield f"history_{field.name}", history
-        for i, counter in enumerate(self.counters_of):
+        for i, counter in enumerate(self.all_counters):
             yield f"counter_{i}", counter
 
     def _joins(self, field: SequenceField, labels_NK: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -481,57 +345,15 @@ class State:
         known: NDArray[np.int64] = np.where(users < len(self.static), users, 0)
         return known
 
-    def _keys(
+    def _keyed(
         self,
         users_N: NDArray[np.int64],
         static: Encoded,
         request: Encoded,
         ads_N: NDArray[np.integer],
         catalogue: Catalogue | None = None,
-    ) -> list[NDArray[np.int64]]:
-        """Key of each row for each counter: one code, or two packed into 62 bits. What there is a
-        single row of stands for every row."""
-        catalogue = catalogue or self.catalogue
-        return [
-            self._key(spec, users_N, static, request, ads_N, catalogue)
-            for spec in self.schema.counters
-        ]
-
-    def _key(
-        self,
-        spec: CounterSpec,
-        users_N: NDArray[np.int64],
-        static: Encoded,
-        request: Encoded,
-        ads_N: NDArray[np.integer],
-        catalogue: Catalogue,
-    ) -> NDArray[np.int64]:
-        first, *rest = (
-            self._codes(name, users_N, static, request, ads_N, catalogue) for name in spec.columns
-        )
-        for codes in rest:
-            first = (first << _KEY_BITS) | codes
-        return first
-
-    def _codes(
-        self,
-        name: str,
-        users_N: NDArray[np.int64],
-        static: Encoded,
-        request: Encoded,
-        ads_N: NDArray[np.integer],
-        catalogue: Catalogue,
-    ) -> NDArray[np.int64]:
-        if name == USER_ID:
-            return users_N
-        if name == AD_ID:
-            return ads_N.astype(np.int64)
-        for group, encoded in ((self.features.user, static), (self.features.request, request)):
-            if name in group.categorical_names:
-                return encoded.categorical[:, group.categorical_names.index(name)].astype(np.int64)
-        column = self.features.ad.categorical_names.index(name)
-        codes: NDArray[np.int32] = catalogue.encoded.categorical[ads_N, column]
-        return codes.astype(np.int64)
+    ) -> Keyed:
+        return Keyed(users_N, static, request, ads_N, (catalogue or self.catalogue).encoded)
 
     def _read(
         self,
@@ -557,49 +379,3 @@ class State:
 
     def _join(self, parts: Sequence[NDArray[np.float32]], rows: int) -> NDArray[np.float32]:
         return np.concatenate(parts, axis=1) if parts else np.zeros((rows, 0), np.float32)
-
-
-def _is_of(user: int, shift: int, key: int) -> bool:
-    """Whether a counter's key is of a user, whose row stands `shift` bits from its end."""
-    return (key >> shift) & _ROW_MASK == user
-
-
-def first_rows(frame: pl.DataFrame, schema: Schema) -> NDArray[np.int64]:
-    """Where in a piece of the log each request begins, [R]."""
-    if schema.request_id is None:
-        return np.arange(frame.height)
-    request = frame[REQUEST_ID]
-    return np.flatnonzero((request != request.shift()).fill_null(True).to_numpy())
-
-
-def _start_history(
-    history: History,
-    name: str,
-    users: pl.DataFrame,
-    ads: Directory,
-    bits: int,
-    before_ms: int | None,
-) -> None:
-    """Histories from the table of users: list columns of ads and, where known, of times; `bits`
-    are the outcomes of each."""
-    filled = users.with_row_index(_ROW, offset=1).filter(pl.col(name).list.len() > 0)
-    rows = ads.rows(filled[name].explode().fill_null("")).astype(np.int32)
-    times = np.full(len(rows), UNKNOWN_MS, np.int64)
-    if times_column(name) in users.columns:
-        times = filled[times_column(name)].explode().fill_null(UNKNOWN_MS).to_numpy()
-    ends = np.cumsum(filled[name].list.len().to_numpy().astype(np.int64))
-    for user, start, end in zip(filled[_ROW], np.append(0, ends[:-1]), ends, strict=True):
-        items, items_ms = rows[start:end], times[start:end]
-        known = items != 0
-        if before_ms is not None:
-            known &= items_ms < before_ms
-        history.start(user, items[known], items_ms[known], bits)
-
-
-def _require_known(values: Mapping[str, Any], encoders: Sequence[Any], what: str) -> None:
-    names = [encoder.name for encoder in encoders]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise RequestError(
-            f"{what}: no field called {', '.join(unknown)}; the schema has {', '.join(names)}"
-        )

@@ -1,0 +1,67 @@
+"""Waiting: single rows and tables come out when they are known, and once."""
+
+from itertools import chain
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adrec.features import waiting as module
+from adrec.features.waiting import WAITING, Waiting
+
+Row = tuple[int, int, int, int, float, int]
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 9),
+        st.integers(0, 2**62),
+        st.integers(0, 2**41),
+        st.integers(0, 2),
+        st.floats(0, 5),
+        st.integers(0, 1),
+    ),
+    max_size=12,
+)
+
+
+def known(waiting: Waiting, at_ms: int) -> list[tuple[float, ...]]:
+    found = waiting.known(at_ms)
+    return [] if found is None else sorted(zip(*(part.tolist() for part in found), strict=True))
+
+
+@given(rows, st.lists(rows, max_size=4), st.sampled_from([0, 3, 99]), st.booleans())
+def test_each_row_comes_out_once_it_is_known(
+    begun: list[Row], added: list[list[Row]], most: int, again: bool
+) -> None:
+    waiting, all_rows = Waiting(), [*begun, *chain(*added)]
+    waiting.replace(pl.DataFrame(begun, schema=WAITING, orient="row"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_MOST_SINGLE", most)
+        for some in added:
+            waiting.add(some)
+            assert len(waiting._single) <= most
+    if again:
+        table = waiting.table()
+        assert table.schema == pl.Schema(WAITING)
+        waiting = Waiting()
+        waiting.replace(table)
+    before_ms = 0
+    for at_ms in (0, 1, 5, 5, 10):
+        expected = sorted(row[1:] for row in all_rows if before_ms <= row[0] < at_ms)
+        assert known(waiting, at_ms) == expected
+        before_ms = at_ms
+    assert waiting.table().is_empty()
+
+
+def test_what_waits_long_takes_little_memory() -> None:
+    """48 bytes a row in tables, however many there are."""
+    waiting = Waiting()
+    for i in range(30_000):
+        waiting.add([(10**12 + i, i, i, i % 3, 1.0, 1)])
+    assert len(waiting._single) <= 10_000
+    assert sum(table.height for _, _, table in waiting._tables) >= 20_000
+    found = waiting.known(10**12 + 29_000)
+    assert found is not None
+    assert np.sort(found[0]).tolist() == [*range(29_000)]
+    assert len(waiting._single) + sum(table.height for _, _, table in waiting._tables) == 1_000
