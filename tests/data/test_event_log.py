@@ -1,15 +1,27 @@
 """The durable log of slates and events."""
 
+import asyncio
+import itertools
 import threading
 from concurrent.futures import wait
+from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
 
+from adrec.data import event_log
 from adrec.data.event_log import EventLog
 from adrec.data.group_commit import GroupCommit
-from adrec.data.log_entries import IMPRESSION, METADATA, AdChange, Event, LoggedSlate, Shown
-from adrec.errors import EventLogError
+from adrec.data.log_entries import (
+    IMPRESSION,
+    METADATA,
+    AdChange,
+    Event,
+    LoggedSlate,
+    Shown,
+    Wanted,
+)
+from adrec.errors import DataError, EventLogError
 from serving.stores import Postgres
 
 DAY_MS = 86_400_000
@@ -53,6 +65,33 @@ def log(request, tmp_path):
 def reopened(log):
     """The same database, opened once more."""
     return EventLog(log._url.render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def by_twos(monkeypatch):
+    """Two slates are deleted in a transaction."""
+    monkeypatch.setattr(event_log, "_DELETED", 2)
+
+
+@contextmanager
+def at_commits(log, act):
+    """Call something with the number of each commit before it takes place, from 1 on."""
+    commits = itertools.count(1)
+
+    def commit(connection):
+        del connection
+        act(next(commits))
+
+    sa.event.listen(log._engine, "commit", commit)
+    try:
+        yield
+    finally:
+        sa.event.remove(log._engine, "commit", commit)
+
+
+def interrupted(number):
+    if number == 2:
+        raise KeyboardInterrupt
 
 
 def numbers(pairs):
@@ -142,6 +181,110 @@ class TestLess:
         assert log.prune(DAY_MS) == 1
         assert numbers(log.events()) == ["e2"]
         assert list(log.slates(["r1", "r2"])) == ["r2"]
+
+    @pytest.mark.usefixtures("by_twos")
+    def test_pruned_in_parts_oldest_first(self, log):
+        log.append(
+            [slate(n, at_ms=10 - n) for n in range(6)], [event(n, request=n) for n in range(6)]
+        )
+        other, before = reopened(log), []
+        with at_commits(log, lambda _: before.append((other.span_ms(), len(other)))):
+            assert log.prune(10) == 5
+        assert before[:3] == [((5, 10), 6), ((7, 10), 4), ((9, 10), 2)]
+        assert numbers(log.events()) == ["e0"]
+        assert len(log) == 1
+        other.close()
+
+    @pytest.mark.usefixtures("by_twos")
+    def test_what_was_pruned_before_an_interruption_stays_so(self, log):
+        log.append([slate(n, at_ms=n) for n in range(6)], [event(n, request=n) for n in range(6)])
+        with pytest.raises(KeyboardInterrupt), at_commits(log, interrupted):
+            log.prune(5)
+        assert numbers(log.events()) == ["e2", "e3", "e4", "e5"]
+        assert log.prune(5) == 3
+        assert numbers(log.events()) == ["e5"]
+
+    @pytest.mark.usefixtures("by_twos")
+    def test_pruning_ends_soon_when_it_is_told_to(self, log):
+        log.append([slate(n, at_ms=n) for n in range(6)], [])
+        stop = threading.Event()
+        with at_commits(log, lambda number: number == 2 and stop.set()):
+            assert log.prune(6, stop=stop) == 4
+        assert log.span_ms() == (4, 5)
+
+    @pytest.mark.parametrize("log", ["sqlite"], indirect=True)
+    def test_others_write_while_much_is_pruned(self, log, monkeypatch):
+        """They wait for a part or a few, of which there are 40 here; not for all."""
+        monkeypatch.setattr(event_log, "_DELETED", 50)
+        many = 2_000
+        log.append(
+            [slate(n, at_ms=n) for n in range(many)],
+            [event(2 * n + i, request=n) for n in range(many) for i in range(2)],
+        )
+        over, started, written = threading.Event(), threading.Event(), []
+
+        def write():
+            other = reopened(log)
+            started.set()
+            while not over.wait(0.005):
+                number = many + len(written)
+                other.append([slate(number, at_ms=many)], [event(f"new{number}", request=number)])
+                written.append(number)
+            other.close()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        started.wait()
+        before = len(written)
+        assert log.prune(many) == many
+        during = len(written) - before
+        over.set()
+        writer.join()
+        assert during >= 3
+        assert len(log) == len(written)
+
+    @pytest.mark.parametrize("log", ["sqlite"], indirect=True)
+    def test_what_is_deleted_is_found_by_an_index(self, log):
+        log.append([slate(1), slate(2, user="u2")], [event(1), event(2, request=2)])
+        deletions = []
+
+        def note(connection, cursor, statement, parameters, *_):
+            del connection, cursor
+            if statement.startswith("DELETE"):
+                deletions.append((statement, parameters))
+
+        sa.event.listen(log._engine, "before_cursor_execute", note)
+        assert log.erase_user("u2", at_ms=9) == log.prune(DAY_MS) == 1
+        with log._engine.connect() as connection:
+            steps = [
+                row.detail
+                for statement, parameters in deletions
+                for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            ]
+        assert {"slates", "events"} == {step.split()[1] for step in steps if "SEARCH" in step}
+        assert not [step for step in steps if step.startswith(("SCAN", "USE TEMP B-TREE"))]
+
+    @pytest.mark.usefixtures("by_twos")
+    def test_a_user_of_many_slates_is_erased_in_parts(self, log):
+        log.append(
+            [slate(n, user=f"u{n % 2}") for n in range(10)],
+            [event(n, request=n) for n in range(10)],
+        )
+        other, before = reopened(log), []
+        with at_commits(log, lambda _: before.append((len(other), other.erased()))):
+            assert log.erase_user("u1", at_ms=9) == 5
+        assert before == [(10, []), (8, []), (6, [])]
+        assert (len(other), other.erased()) == (5, ["u1"])
+        other.close()
+
+    @pytest.mark.usefixtures("by_twos")
+    def test_a_user_is_noted_as_erased_once_nothing_is_left(self, log):
+        log.append([slate(n) for n in range(5)], [event(n, request=n) for n in range(5)])
+        with pytest.raises(KeyboardInterrupt), at_commits(log, interrupted):
+            log.erase_user("u1", at_ms=9)
+        assert (len(log), log.erased()) == (3, [])
+        assert log.erase_user("u1", at_ms=9) == 3
+        assert (len(log), log.erased()) == (0, ["u1"])
 
     def test_a_user_is_erased(self, log):
         log.append([slate(1), slate(2, user="u2")], [event(1), event(2, request=2)])
@@ -236,6 +379,23 @@ class TestGroupCommit:
             group.append([slate(1)], []).result()
 
 
+class TestValues:
+    def test_what_the_log_cannot_hold(self, log):
+        """PostgreSQL has no place for the sign NUL."""
+        odd = [slate(1, user="a\x00")]
+        if log.url.startswith("sqlite"):
+            assert log.append(odd, []) == []
+            return
+        with pytest.raises(DataError, match="cannot hold"):
+            log.append(odd, [])
+        assert log.append([slate(1)], [event(1)])
+
+    def test_nothing_is_written_all_the_same(self, log):
+        marks = log.marks()
+        assert log.append([], []) == []
+        assert log.marks() == marks
+
+
 class TestMarks:
     def test_each_change_counts(self, log):
         assert (log.marks().last, log.marks().ads, log.marks().versions) == (0, 0, 0)
@@ -243,9 +403,9 @@ class TestMarks:
         assert log.marks().last == 2
         assert [log.change_ads([AdChange(ad_id=ad, status="paused")]) for ad in "ab"] == [1, 2]
         assert [change.ad_id for change in log.ad_changes(after=1)] == ["b"]
-        log.want_version("v2")
+        assert log.want_version(Wanted("v2", "v1", "v0")) == 1
         marks = log.marks()
-        assert (marks.ads, marks.version, marks.versions) == (2, "v2", 1)
+        assert (marks.ads, marks.wanted, marks.versions) == (2, Wanted("v2", "v1", "v0"), 1)
 
     def test_erasures_last(self, log):
         log.append([slate(1)], [event(1)])
@@ -289,3 +449,67 @@ def test_who_reads_up_to_a_number_has_read_all_before_it(log):
 def test_what_cannot_be_opened(url, message):
     with pytest.raises(EventLogError, match=message):
         EventLog(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+nothing://me:hush@host/name",
+        "postgresql//me:hush@host/name",
+        "postgresql+psycopg://me:h@ush@127.0.0.1:1/name",
+        "postgresql+psycopg://me:p@hush:word@host/name",
+        "postgresql+psycopg://127.0.0.1:1/name?password=hush",
+        "postgresql+psycopg:/127.0.0.1/name?password=hush",
+        "sqlite://me:hush@host/name",
+    ],
+)
+def test_passwords_are_not_shown(url):
+    with pytest.raises(EventLogError, match="event log") as caught:
+        EventLog(url)
+    assert "ush" not in str(caught.value)
+
+    def test_one_that_cannot_be_written_stays_alone(self, log, monkeypatch):
+        def append(slates, events, whole=log.append):
+            if any(one.event_id == "e13" for one in events):
+                raise DataError("cannot be held")
+            return whole(slates, events)
+
+        monkeypatch.setattr(log, "append", append)
+        group = GroupCommit(log)
+        waiting = [group.append([slate(i)], [event(i, request=i)]) for i in range(10, 20)]
+        wait(waiting)
+        assert [i for i, one in enumerate(waiting, 10) if one.exception()] == [13]
+        assert len(log) == 9
+        group.close()
+
+    def test_it_goes_on_when_nobody_waits_any_more(self, log, monkeypatch):
+        stalled, whole = threading.Event(), log.append
+
+        def append(slates, events):
+            stalled.wait(10.0)
+            return whole(slates, events)
+
+        monkeypatch.setattr(log, "append", append)
+        group = GroupCommit(log)
+
+        async def give_up():
+            for number in (1, 2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(
+                        asyncio.wrap_future(group.append([slate(1)], [event(number)])), 0.05
+                    )
+
+        asyncio.run(give_up())
+        stalled.set()
+        assert len(group.append([], [event(1), event(3)]).result(timeout=10)) == 1
+        assert numbers(log.events()) == ["e1", "e2", "e3"]  # given up, and written all the same
+        group.close()
+
+    def test_what_fails_once_it_is_on_disk_is_no_failure(self, log):
+        def fail(slates, events):
+            raise ValueError("cannot be told")
+
+        group = GroupCommit(log, on_commit=fail)
+        assert len(group.append([slate(1)], [event(1)]).result(timeout=10)) == 1
+        assert len(log) == 1
+        group.close()

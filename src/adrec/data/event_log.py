@@ -10,8 +10,11 @@ version servers are to answer with.
 """
 
 import json
+import threading
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
 from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from adrec.data.databases import Translated, open_database
 from adrec.data.log_entries import (
     AD_CHANGES,
     ERASURES,
@@ -31,23 +35,20 @@ from adrec.data.log_entries import (
     Event,
     LoggedSlate,
     Marks,
+    Wanted,
     event_of,
     event_row,
     placed,
     slate_of,
     slate_row,
 )
-from adrec.errors import EventLogError
 
-_BUSY_S = 30.0
 _CHUNK = 2_000  # rows read at a time
 _MOST_PARAMETERS = 500  # in one statement
+_DELETED = 1_000  # slates in one transaction
+_PAUSE_S = 0.1  # after it, at most: whoever waits for SQLite's lock tries again within that time
 _APPENDING = 6_021_023  # PostgreSQL's lock of appends
-_TIMEOUTS = {
-    "connect_timeout": 3,
-    "options": "-c statement_timeout=10000 -c lock_timeout=10000",
-    "tcp_user_timeout": 5000,
-}
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class EventLog:
@@ -62,24 +63,8 @@ class EventLog:
         Raises:
             EventLogError: it cannot be opened.
         """
-        try:
-            self._url = sa.make_url(url)
-            far = self._url.drivername.startswith("postgresql")
-            timeouts = _TIMEOUTS if far else {}
-            self._engine = sa.create_engine(self._url, pool_pre_ping=far, connect_args=timeouts)
-            if self._url.drivername.startswith("sqlite"):
-                sa.event.listen(self._engine, "connect", _make_durable)
-            with self._translated():
-                METADATA.create_all(self._engine)
-        except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
-            raise EventLogError(f"event log '{url}' cannot be opened: {error}") from error
-        dialect = {"sqlite": sqlite, "postgresql": postgresql}.get(self._engine.dialect.name)
-        if dialect is None:
-            raise EventLogError(
-                f"event log '{url}': give a sqlite or postgresql database, not "
-                f"{self._engine.dialect.name}"
-            )
-        self._insert = dialect.insert
+        self._engine = open_database(url, METADATA)
+        self._insert = _INSERTS[self._engine.dialect.name]
         with self._translated():
             self.id = self._identify()
             """The same for all who have this log open."""
@@ -93,16 +78,18 @@ class EventLog:
     @property
     def url(self) -> str:
         """Where others can open it, its password with it."""
-        return self._url.render_as_string(hide_password=False)
+        return self._engine.url.render_as_string(hide_password=False)
 
     def append(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> list[Event]:
-        """Add slates, then events, all or none; what was added is on disk when this returns.
+        """Add slates, then events, all or none; what was added is on disk when this returns. With
+        neither it writes all the same, and so tells whether it can.
 
         Returns:
             The events that were not there before, with their place in the log, in its order.
 
         Raises:
-            EventLogError: nothing was added.
+            EventLogError: nothing was added, as the log cannot be written.
+            DataError: nothing was added, as the log cannot hold a value.
         """
         first = {event.event_id: event for event in reversed(events)}
         added: list[Event] = []
@@ -121,6 +108,8 @@ class EventLog:
                     statement.returning(EVENTS.c.seq, EVENTS.c.event_id), rows
                 )
                 added = [placed(first[event_id], seq) for seq, event_id in sorted(found)]
+            if not slates and not events:
+                self._mark(connection, "tried")
         return added
 
     def slates(self, request_ids: Collection[str]) -> dict[str, LoggedSlate]:
@@ -207,10 +196,11 @@ class EventLog:
 
     def span_ms(self) -> tuple[int, int] | None:
         """Times of the first slate and of the last; None if there are none."""
-        ends = sa.select(sa.func.min(SLATES.c.at_ms), sa.func.max(SLATES.c.at_ms))
+        ends = (sa.func.min(SLATES.c.at_ms), sa.func.max(SLATES.c.at_ms))
         with self._translated(), self._engine.connect() as connection:
-            first, last = connection.execute(ends).one()
-        return None if first is None else (int(first), int(last))
+            # Each by itself, for which SQLite looks at one end of the index.
+            first, last = (connection.execute(sa.select(end)).scalar() for end in ends)
+        return None if first is None or last is None else (int(first), int(last))
 
     def change_ads(self, changes: Sequence[AdChange]) -> int:
         """Note how ads stand from now on; fields that a change leaves out stay as they were put.
@@ -256,21 +246,23 @@ class EventLog:
                 for row in connection.execute(statement.order_by(AD_CHANGES.c.ad_id))
             ]
 
-    def want_version(self, name: str) -> None:
-        """Tell all servers of this log which model version to answer with."""
+    def want_version(self, wanted: Wanted) -> int:
+        """Tell all servers of this log which model version to answer with; the number of that."""
         with self._translated(), self._engine.begin() as connection:
-            self._mark(connection, "version", name)
+            return self._mark(connection, "version", json.dumps(asdict(wanted)))
 
     def marks(self) -> Marks:
-        """What has been changed so far."""
-        last = sa.select(sa.func.max(EVENTS.c.seq))
+        """What has been changed so far: of ads, all that came before the last event."""
         with self._translated(), self._engine.connect() as connection:
+            last = connection.execute(sa.select(sa.func.max(EVENTS.c.seq))).scalar()
             found = {row.name: row for row in connection.execute(sa.select(MARKS))}
             return Marks(
-                last=int(connection.execute(last).scalar() or 0),
+                last=int(last or 0),
                 ads=found["ads"].number if "ads" in found else 0,
                 erasures=found["erasures"].number if "erasures" in found else 0,
-                version=found["version"].text if "version" in found else "",
+                wanted=Wanted(**json.loads(found["version"].text))
+                if "version" in found
+                else Wanted(),
                 versions=found["version"].number if "version" in found else 0,
             )
 
@@ -280,13 +272,41 @@ class EventLog:
             count = connection.execute(sa.select(sa.func.count()).select_from(EVENTS)).scalar()
             return int(count or 0)
 
-    def prune(self, before_ms: int) -> int:
-        """Delete slates older than an instant, with their events; returns how many slates."""
-        with self._translated(), self._engine.begin() as connection:
-            return self._delete(connection, SLATES.c.at_ms < before_ms)
+    def prune(self, before_ms: int, *, stop: threading.Event | None = None) -> int:
+        """Delete slates older than an instant, with their events, oldest first.
+
+        They go in short transactions, between which others can write. What is deleted stays so if
+        it fails, or is stopped.
+
+        Args:
+            before_ms: the instant.
+            stop: once set, the rest is left for another time.
+
+        Returns:
+            How many slates.
+        """
+        stop, at_ms, count, from_ms = stop or threading.Event(), SLATES.c.at_ms, 0, 0
+        while True:
+            began_s = time.monotonic()
+            oldest = (
+                sa.select(SLATES.c.request_id)
+                .where(at_ms >= from_ms, at_ms < before_ms)  # PostgreSQL still walks the deleted
+                .order_by(at_ms)
+                .limit(_DELETED)
+            )
+            with self._translated(), self._engine.begin() as connection:
+                times_ms = self._delete(connection, oldest)
+            if not times_ms:
+                self._delete_orphans(before_ms)
+                return count
+            count, from_ms = count + len(times_ms), max(times_ms)
+            if stop.wait(min(time.monotonic() - began_s, _PAUSE_S)):
+                return count
 
     def erase_user(self, user_id: str, *, at_ms: int) -> int:
         """Delete all slates of a user, with their events, and note that the user was erased.
+
+        Many go in short transactions; the last one notes it. If one fails, the user is not erased.
 
         Returns:
             How many slates there were.
@@ -296,10 +316,28 @@ class EventLog:
             index_elements=[ERASURES.c.user_id],
             set_={"at_ms": insert.excluded.at_ms, "number": insert.excluded.number},
         )
-        with self._translated(), self._engine.begin() as connection:
-            number = self._mark(connection, "erasures")
-            connection.execute(statement, {"user_id": user_id, "at_ms": at_ms, "number": number})
-            return self._delete(connection, SLATES.c.user_id == user_id)
+        theirs, count = sa.select(SLATES.c.request_id).where(SLATES.c.user_id == user_id), 0
+        while True:
+            began_s = time.monotonic()
+            with self._translated(), self._engine.begin() as connection:
+                count += len(self._delete(connection, theirs.limit(_DELETED)))
+                if connection.scalar(theirs.limit(1)) is None:
+                    number = self._mark(connection, "erasures")
+                    row = {"user_id": user_id, "at_ms": at_ms, "number": number}
+                    connection.execute(statement, row)
+                    return count
+            time.sleep(min(time.monotonic() - began_s, _PAUSE_S))
+
+    def sweep_erased(self, user_ids: Sequence[str]) -> None:
+        """Delete what was written of some users' answers too late for their erasure."""
+        gone = sa.select(SLATES.c.request_id).join(
+            ERASURES,
+            sa.and_(SLATES.c.user_id == ERASURES.c.user_id, SLATES.c.at_ms <= ERASURES.c.at_ms),
+        )
+        for start in range(0, len(user_ids), _MOST_PARAMETERS):
+            some = user_ids[start : start + _MOST_PARAMETERS]
+            with self._translated(), self._engine.begin() as connection:
+                self._delete(connection, gone.where(ERASURES.c.user_id.in_(some)))
 
     def erased(self, *, after: int = 0, from_ms: int = 0) -> list[str]:
         """Users that were erased, after a number and not before an instant."""
@@ -326,10 +364,20 @@ class EventLog:
             named = sa.select(MARKS.c.text).where(MARKS.c.name == "id")
             return str(connection.execute(named).scalar_one())
 
-    def _delete(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> int:
-        theirs = sa.select(SLATES.c.request_id).where(which)
-        connection.execute(sa.delete(EVENTS).where(EVENTS.c.request_id.in_(theirs)))
-        return int(connection.execute(sa.delete(SLATES).where(which)).rowcount)
+    def _delete(self, connection: sa.Connection, which: sa.Select[tuple[str]]) -> list[int]:
+        """Delete slates by request, with their events; the slates' times."""
+        statement = sa.delete(SLATES).where(SLATES.c.request_id.in_(which))
+        slates = connection.execute(statement.returning(SLATES.c.request_id, SLATES.c.at_ms)).all()
+        for start in range(0, len(slates), _MOST_PARAMETERS):
+            some = [row.request_id for row in slates[start : start + _MOST_PARAMETERS]]
+            connection.execute(sa.delete(EVENTS).where(EVENTS.c.request_id.in_(some)))
+        return [row.at_ms for row in slates]
+
+    def _delete_orphans(self, before_ms: int) -> None:
+        """Delete events that were written when their slate had just gone."""
+        gone = ~sa.exists().where(SLATES.c.request_id == EVENTS.c.request_id)
+        with self._translated(), self._engine.begin() as connection:
+            connection.execute(sa.delete(EVENTS).where(EVENTS.c.at_ms < before_ms, gone))
 
     def _mark(self, connection: sa.Connection, name: str, text: str = "") -> int:
         """Count a change; its number. Whoever else counts the same waits until this is over."""
@@ -341,30 +389,5 @@ class EventLog:
         found = connection.execute(statement, {"name": name, "number": 1, "text": text})
         return int(found.scalar_one())
 
-    def _translated(self) -> "_Translated":
-        return _Translated(self._url.render_as_string(hide_password=True))
-
-
-class _Translated:
-    """Errors of the database as `EventLogError`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
-            cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-            raise EventLogError(f"event log {self._url}: {cause}") from error
-
-
-def _make_durable(connection: Any, record: object) -> None:
-    """Settings of an SQLite connection."""
-    del record
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA busy_timeout={round(_BUSY_S * 1000)}")
-    cursor.close()
+    def _translated(self) -> Translated:
+        return Translated(self._engine)

@@ -2,6 +2,7 @@
 that a sync to disk serves all of them. What nobody waits for stays a moment for company."""
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -14,6 +15,8 @@ from adrec.data.log_entries import Event, LoggedSlate
 from adrec.errors import EventLogError
 
 _LINGER_S = 0.05
+
+_log = logging.getLogger(__name__)
 
 
 class GroupCommit:
@@ -36,7 +39,8 @@ class GroupCommit:
             log: to append to.
             most_waiting: appends that may wait; more are refused.
             on_commit: called with the slates of a transaction and the events that it added, once
-                they are on disk and before those who wait hear of it.
+                they are on disk and before those who wait hear of it. They are on disk also if it
+                fails.
         """
         self.log = log
         self._on_commit = on_commit or (lambda slates, events: None)
@@ -54,6 +58,7 @@ class GroupCommit:
             urgent: whether somebody waits; if not, it may be written some 50 ms later.
         """
         entry = _Append(tuple(slates), tuple(events), urgent, Future())
+        entry.done.set_running_or_notify_cancel()  # it is written, whoever gives up waiting for it
         try:
             self._waiting.put_nowait(entry)
         except queue.Full:
@@ -99,12 +104,19 @@ class GroupCommit:
         events = [event for entry in entries for event in entry.events]
         try:
             new = self.log.append(slates, events)
-            self._on_commit(slates, new)
-            added = {event.event_id: event for event in new}
         except Exception as error:  # whatever it was, those who wait have to hear of it
+            if len(entries) > 1 and not isinstance(error, EventLogError):
+                for entry in entries:  # the log works: it is one of them that cannot be written
+                    self._commit([entry])
+                return
             for entry in entries:
                 entry.done.set_exception(error)
             return
+        try:
+            self._on_commit(slates, new)
+        except Exception:
+            _log.exception("events that are in the log are told later")
+        added = {event.event_id: event for event in new}
         for entry in entries:
             mine = [added.pop(event.event_id, None) for event in entry.events]
             entry.done.set_result([event for event in mine if event is not None])

@@ -76,6 +76,18 @@ class AdChange:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The model version that servers of a log were told to answer with."""
+
+    name: str = ""
+    """'' for none."""
+    over: str = ""
+    """What the run's `current` named then."""
+    previous: str | None = None
+    """What had answered before."""
+
+
+@dataclass(frozen=True)
 class Marks:
     """What changes seldom, told by numbers: a process that knows an older one is behind."""
 
@@ -85,10 +97,9 @@ class Marks:
     """Number of the last change of ads."""
     erasures: int
     """Number of the last erasure of a user."""
-    version: str
-    """Name of the model version that servers of this log were told to answer with; '' for none."""
+    wanted: Wanted
     versions: int
-    """How often they were told."""
+    """How often servers were told which version is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)

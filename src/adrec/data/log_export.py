@@ -110,7 +110,7 @@ def export_log(
                 frame = impression_frame(schema, shown)
                 impressions += frame.height
                 path = folder / f"{days[-1]}.parquet"
-                _whole(path, _after(path, new_ms, _impressions(schema, frame, ads)))
+                _whole(path, _beside_earlier(path, frame, _impressions(schema, frame, ads)))
             advance(1, "")
     if schema.ads_table:
         _whole(out / "ads.parquet", ads.lazy())
@@ -119,6 +119,7 @@ def export_log(
         assert users is not None
         erased = [user for user, at_ms in erased_ms.items() if at_ms >= new_ms]
         users = users.filter(~pl.col(USER_ID).is_in(erased))
+        users = _with_earlier(out / "users.parquet", users, erased_ms)
         users = _with_profiles(schema, users, profiles)
         _whole(out / "users.parquet", users.lazy())
     (out / SCHEMA_FILE).write_text(schema.dump())
@@ -209,12 +210,15 @@ def _forget(path: Path, erased_ms: Mapping[str, int]) -> None:
         _whole(path, remaining)
 
 
-def _after(path: Path, new_ms: int, new: pl.LazyFrame) -> pl.LazyFrame:
-    """Impressions behind those of the same day that a version has learned from already."""
+def _beside_earlier(path: Path, logged: pl.DataFrame, new: pl.LazyFrame) -> pl.LazyFrame:
+    """Impressions with those of the same day that an earlier export wrote and the log has no more:
+    a version has learned from them, or they were pruned."""
     if not path.exists():
         return new
-    old = pl.read_parquet(path).filter(pl.col(TIMESTAMP_MS) < new_ms)
-    return pl.concat([old.lazy(), new])
+    old = pl.read_parquet(path)
+    keys = [key for key in (TIMESTAMP_MS, USER_ID, REQUEST_ID, AD_ID) if key in old.columns]
+    old = old.join(logged.select(keys), on=keys, how="anti", maintain_order="left")
+    return pl.concat([old.lazy(), new]).sort(TIMESTAMP_MS, maintain_order=True)
 
 
 def _impressions(schema: Schema, impressions: pl.DataFrame, ads: pl.DataFrame) -> pl.LazyFrame:
@@ -233,6 +237,15 @@ def _ads(log: EventLog, known: Tables) -> pl.DataFrame:
         return ads
     new = parse_ads(known.schema, put).select(ads.columns)
     return pl.concat([ads.join(new, on=AD_ID, how="anti"), new])
+
+
+def _with_earlier(path: Path, users: pl.DataFrame, erased_ms: Mapping[str, int]) -> pl.DataFrame:
+    """Users with the others that an earlier export wrote: their requests may have been pruned."""
+    if not path.exists():
+        return users
+    others = pl.read_parquet(path).join(users, on=USER_ID, how="anti", maintain_order="left")
+    others = others.filter(~pl.col(USER_ID).is_in(list(erased_ms)))
+    return pl.concat([users, others.select(users.columns)])
 
 
 def _with_profiles(
