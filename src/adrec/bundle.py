@@ -30,6 +30,7 @@ from pydantic import Field
 from adrec.calibration import Calibration
 from adrec.errors import BundleError, ConfigError
 from adrec.features.catalogue import Catalogue
+from adrec.features.memory import load_state
 from adrec.features.state import State
 from adrec.features.transforms import Features
 from adrec.inference.backends import BackendName, Engine, Precision, Usual
@@ -241,7 +242,7 @@ class Bundle:
 
     def state(self) -> State:
         """Users, histories and counters at the log's end."""
-        return State.load(self.path / "state", self.features, self.catalogue)
+        return load_state(self.path / "state", self.features, self.catalogue)
 
 
 def publish(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Path:

@@ -9,7 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from adrec.data.event_log import EventLog
-from adrec.serving.app import create_admin_app, create_app
+from adrec.serving.admin import create_admin_app
+from adrec.serving.app import create_app
 from adrec.serving.config import ServerConfig
 from adrec.serving.service import Service
 from serving.clock import Clock

@@ -101,6 +101,20 @@ class Postgres:
         """Stop it: `immediate` is like a crash."""
         self._run(self._control, "stop", "-w", "-D", str(self._folder / "data"), "-m", how)
 
+    def stall(self) -> None:
+        """Have it, and all that serves its clients, stand still."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        main = int((self._folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(main, number)  # the first to stop, so that it starts no others
+        for pid in Path(f"/proc/{main}/task/{main}/children").read_text().split():
+            os.kill(int(pid), number)
+
     def close(self) -> None:
         """End it for good."""
         with contextlib.suppress(AssertionError):  # it was stopped

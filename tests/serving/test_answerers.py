@@ -7,14 +7,24 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial, partialmethod
 from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
-from adrec.serving import answerers
-from adrec.serving.answerers import _started
+from adrec.bundle import find_version
+from adrec.data.event_log import EventLog
+from adrec.errors import OverloadError
+from adrec.serving import answerer_process
+from adrec.serving.answerer_process import _started
+from adrec.serving.answerers import Answerers
+from adrec.serving.loaded import Ask
+from adrec.serving.wire import RecommendIn
+from adrec.slates import Request
 from serving.asides import prepare_to_tell
+from serving.clock import Clock
 from serving.events import event
 from serving.test_versions import DAY_MS, publish_copy, swap
 
@@ -32,6 +42,14 @@ def until(holds):
         time.sleep(0.05)
 
 
+def running(pid):
+    """Whether a process, not necessarily a child, has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 def of_each(server, path):
     """What each process says: while one is asked it is not free."""
     count, met = len(processes()), threading.Barrier(len(processes()))
@@ -42,6 +60,29 @@ def of_each(server, path):
 
     with ThreadPoolExecutor(count) as pool:
         return [found for part in pool.map(ask, range(count)) for found in part]
+
+
+class Deadly:
+    """Whoever unpickles it ends."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+class AskedDeadly(RecommendIn):
+    def request(self, at_ms, *, explain):
+        return Request(context={"device": Deadly()}, at_ms=at_ms)
+
+
+@pytest.fixture
+def answerers(tiny_run, tmp_path, monkeypatch):
+    """Three processes that answer, without a server."""
+    monkeypatch.setattr(answerer_process, "_LEAVE_S", 2)
+    with closing(EventLog.in_file(tmp_path / "events.db")) as log:
+        found = Answerers(find_version(tiny_run), log, clock=Clock(10**13), count=3)
+        yield found
+        found.close()
+        assert not processes()
 
 
 @pytest.fixture
@@ -147,7 +188,7 @@ def test_what_cannot_be_started_is_said(server, monkeypatch, started):
             raise OSError("no more processes")
         begin(process)
 
-    for kind in (answerers.ForkServerProcess, answerers.SpawnProcess):
+    for kind in (answerer_process.ForkServerProcess, answerer_process.SpawnProcess):
         monkeypatch.setattr(kind, "start", partialmethod(start, begin=kind.start))
     found = swap(server)
     assert found.status_code == 409
@@ -192,7 +233,9 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(server, run_copy):
 def test_the_others_answer_for_one_that_was_killed(server):
     answer = server.recommend(user="new here")
     server.report(event(answer), event(answer, "click"))
-    os.kill(processes()[0].pid, signal.SIGKILL)
+    one, _ = processes()
+    os.kill(one.pid, signal.SIGKILL)
+    until(lambda: not one.is_alive())  # else a request that it is given may be what ends it
     for _ in range(20):
         server.recommend(user="17")
     until(lambda: server.service.versions.current.whole and len(processes()) == 2)
@@ -211,3 +254,91 @@ def test_when_all_were_killed_it_says_so_and_recovers(server):
     assert server.http.post("/v1/events", json={"events": [odd]}).status_code == 429
     until(lambda: server.http.get("/v2/health/ready").status_code == 200)
     server.recommend(user="17")
+
+
+def test_one_that_hangs_is_replaced_and_holds_up_nobody_for_long(serve, run_copy, monkeypatch):
+    monkeypatch.setattr(answerer_process, "_HANGS_S", 2)
+    server = serve(run_copy, answer_in="processes", batching={"at_once": 3})
+    answer = server.recommend(user="new here")
+    server.report(event(answer), event(answer, "click"))
+    hung = processes()[0]
+    os.kill(hung.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + PATIENCE_S
+    with ThreadPoolExecutor(3) as pool:
+        while hung.is_alive():  # until it was asked; others answer for it
+            assert time.monotonic() < deadline
+            asked = [pool.submit(server.recommend, user="17") for _ in range(30)]
+            assert all(one.result(PATIENCE_S)["ads"] for one in asked)
+    until(lambda: server.service.versions.current.whole and len(processes()) == 3)
+    server.clock.now_ms += DAY_MS
+    for found in of_each(server, "/v1/users/new here"):
+        assert any(found["histories"].values())
+
+
+def test_one_that_takes_in_nothing_does_not_hold_up_the_log(serve, run_copy, monkeypatch):
+    monkeypatch.setattr(answerer_process, "_HANGS_S", 2)
+    server = serve(run_copy, answer_in="processes", batching={"at_once": 2})
+    answer = server.recommend(user="new here")
+    hung = processes()[0]
+    os.kill(hung.pid, signal.SIGSTOP)
+    deadline, number = time.monotonic() + PATIENCE_S, 0
+    while hung.is_alive():  # until the pipe is full
+        assert time.monotonic() < deadline
+        server.report(*(event(answer, event_id=f"e{number + i}") for i in range(500)))
+        number += 500
+    until(lambda: server.service.versions.current.whole and len(processes()) == 2)
+    server.clock.now_ms += DAY_MS
+    for found in of_each(server, "/v1/users/new here"):
+        assert any(found["histories"].values())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_closing_takes_no_longer_for_all_than_for_one_that_hangs(answerers, asked):
+    pids = [one.pid for one in processes()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(answerers.size) for _ in pids if asked]
+        until(lambda: sum(one._calling.locked() for one in answerers._processes) == len(asking))
+        begun = time.monotonic()
+        answerers.close()
+        assert time.monotonic() < begun + 4.0  # of 2 that they have
+        assert not processes()
+        for one in asking:
+            with pytest.raises(OverloadError, match="ended over"):
+                one.result(PATIENCE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is none")
+def test_those_that_hang_end_also_without_the_process_that_they_were_forked_from(answerers):
+    pids = [one.pid for one in processes()]
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(3) as pool:
+        asking = [pool.submit(answerers.size) for _ in pids]
+        until(lambda: all(one._calling.locked() for one in answerers._processes))
+        answerers.close()
+        assert all(one.exception(PATIENCE_S) for one in asking)
+    until(lambda: not any(running(pid) for pid in pids))
+
+
+def test_what_ends_processes_does_not_end_them_all(answerers):
+    with pytest.raises(OverloadError, match="ended over"):
+        answerers.answer([Ask(Request(context={"device": Deadly()}), 3)])
+    assert len(processes()) == 1
+    assert not answerers.whole
+    (found,) = answerers.answer([Ask(Request(user="17"), 3)])
+    assert len(found.slate.ads) == 3
+    with pytest.raises(OverloadError, match="ended over"):
+        answerers.answer([Ask(Request(context={"device": Deadly()}), 3)])
+
+
+def test_a_request_that_ends_a_process_leaves_the_last_one_alone(server):
+    pids = {one.pid for one in processes()}
+    dead = server.service.recommend(AskedDeadly(user="17"))
+    with pytest.raises(OverloadError, match="ended over"):
+        dead.result(PATIENCE_S)
+    assert len(pids & {one.pid for one in processes()}) == 1
+    server.recommend(user="17")
+    until(lambda: server.service.versions.current.whole and len(processes()) == 2)

@@ -1,7 +1,11 @@
 """HTTP: what is asked, what is answered, and what is refused."""
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from urllib.parse import quote
 
 import pytest
 
@@ -9,6 +13,7 @@ from adrec.bundle import Bundle
 from adrec.data.event_log import EventLog
 from adrec.errors import EventLogError
 from adrec.recommender import Recommender
+from adrec.serving.loaded import Loaded
 from serving.events import event
 
 EVENTS_TOKEN, ADMIN_TOKEN = "events-token-of-a-test", "admin-token-of-a-test"
@@ -196,6 +201,64 @@ class TestEvents:
         with closing(EventLog.in_file(server.log_file)) as log:
             assert log.slates([meanwhile["request_id"]])  # goes with its first event
 
+    def test_when_the_log_stalls(self, serve, monkeypatch):
+        """Reports time out, nothing else fails, and all goes on once it is back."""
+        server = serve(events_timeout_s=0.2)
+        monkeypatch.setattr("adrec.serving.service._READY_S", 0.1)
+        answer, back, append = server.recommend(user="17"), threading.Event(), EventLog.append
+
+        def stall(self, slates, events):
+            back.wait(60.0)
+            return append(self, slates, events)
+
+        with monkeypatch.context() as stalled:
+            stalled.setattr(EventLog, "append", stall)
+            for kind in ("impression", "click"):
+                body = {"events": [event(answer, kind)]}
+                found = server.http.post("/v1/events", json=body)
+                assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+            found = server.http.get("/v2/health/ready")
+            assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+            assert server.http.post("/v1/recommend", json={"user": "17"}).status_code == 200
+            back.set()
+        assert server.report(event(answer), event(answer, "click"))["duplicates"] == 2
+        assert server.http.get("/v2/health/ready").status_code == 200
+
+    @pytest.mark.parametrize("where", ["event_id", "request_id", "user", "ad_id", "kind"])
+    def test_a_sign_that_not_every_log_can_hold(self, server, where):
+        ad = server.recommend(user="17")["ads"][0]["ad_id"]
+        shown = {"event_id": "a", "kind": "impression", "request_id": "mine", "ad_id": ad}
+        odd = shown | {"user": "17"} | {where: "a\u0000"}
+        found = server.http.post("/v1/events", json={"events": [odd]})
+        assert found.status_code == 422
+        assert server.http.post("/v1/recommend", json={"user": "a\u0000"}).status_code == 422
+        assert server.http.get("/v1/users/a%00").status_code == 422
+
+
+class TestIds:
+    @pytest.mark.parametrize("name", ["a/b", "a b", "ä?#", "status", "100%"])
+    def test_of_any_kind(self, server, name):
+        path = quote(name, safe="")
+        ad = {"ad_id": name, "bid_micros": 5}
+        assert server.http.put("/v1/ads", json={"ads": [ad]}).status_code == 204
+        put = server.http.put(f"/v1/ads/{path}/status", json={"status": "paused"})
+        assert put.status_code == 204
+        assert server.http.get(f"/v1/ads/{path}").json()["status"] == "paused"
+        assert server.http.delete(f"/v1/ads/{path}").status_code == 204
+        assert server.http.get(f"/v1/ads/{path}").json()["status"] == "removed"
+
+        answer = server.recommend(user=name)
+        server.report(event(answer))
+        found = server.http.get(f"/v1/users/{path}").json()
+        assert (found["user"], found["known"]) == (name, True)
+        assert server.admin.delete(f"/admin/users/{path}").json() == {"slates": 1}
+
+    def test_are_spelt_as_a_table_spells_them(self, server):
+        server.report(event(server.recommend(user="93.0")))
+        assert server.http.get("/v1/users/93.0").json()["known"]
+        assert server.http.get("/v1/users/93").json()["known"]
+        assert server.admin.delete("/admin/users/93.0").json() == {"slates": 1}
+
 
 class TestCatalogue:
     def test_an_ad_comes_changes_pauses_and_goes(self, serve):
@@ -227,6 +290,43 @@ class TestCatalogue:
         assert found["total"] > 2
         assert len(found["ads"]) == 2
         assert all("1" in ad["ad_id"] for ad in found["ads"])
+
+    def test_search_finds_ads_that_were_added(self, server):
+        def found(text, limit=20):
+            answer = server.http.get("/v1/ads", params={"search": text, "limit": limit}).json()
+            return answer["total"], [ad["ad_id"] for ad in answer["ads"]]
+
+        all_ads = found("", 1_000)[1]
+        ones = [ad for ad in all_ads if "1" in ad]
+        assert (len(all_ads), found("1", 3)) == (400, (len(ones), ones[:3]))
+        assert found("no such ad") == (0, [])
+        for count, ad in enumerate(["Fresh (1)", "fresh.Ünder", "FRESH"], start=1):
+            server.http.put("/v1/ads", json={"ads": [{"ad_id": ad, "bid_micros": 5}]})
+            assert found("fREsh")[0] == count
+        assert found("(1)") == (1, ["Fresh (1)"])
+        assert found("ÜNDER") == found(".ü") == (1, ["fresh.Ünder"])
+        assert found("1", 1_000) == (len(ones) + 1, [*ones, "Fresh (1)"])
+        server.http.delete("/v1/ads/FRESH")
+        assert found("fresh")[0] == 3
+
+    def test_one_search_at_a_time(self, server, monkeypatch):
+        begun, ended = threading.Event(), threading.Event()
+
+        def search(self, text, count):
+            begun.set()
+            assert ended.wait(60.0)
+            return 0, []
+
+        with monkeypatch.context() as slow, ThreadPoolExecutor(1) as other:
+            slow.setattr(Loaded, "find_ads", search)
+            first = other.submit(server.http.get, "/v1/ads?search=1")
+            assert begun.wait(60.0)
+            second = server.http.get("/v1/ads?search=2")
+            ended.set()
+            assert (first.result().status_code, second.status_code) == (200, 429)
+        assert second.headers["retry-after"] == "1"
+        assert server.http.get("/v1/ads?search=2").json()["total"] > 0
+        assert "adrec_refused_total 0.0" in server.http.get("/metrics").text  # of those for ads
 
     def test_what_is_wrong_is_told(self, server):
         assert server.http.get("/v1/ads/none").status_code == 404
@@ -271,8 +371,29 @@ class TestOperations:
         assert server.admin.delete("/admin/users/17").json() == {"slates": 1}
         assert not any(server.http.get("/v1/users/17").json()["histories"].values())
 
+    def test_it_drains(self, server):
+        assert server.http.get("/v2/health/ready").status_code == 200
+        assert server.admin.post("/admin/drain").status_code == 204
+        found = server.http.get("/v2/health/ready")
+        assert (found.status_code, "drains" in found.text) == (503, True)
+        assert server.http.get("/v2/health/live").status_code == 200
+        assert server.report(event(server.recommend(user="17")))["accepted"] == 1
+
+    def test_old_days_are_pruned_by_themselves(self, serve):
+        server = serve()
+        answer = server.recommend(user="17")
+        server.report(event(answer))
+        server.clock.now_ms += 2 * 24 * 3_600_000
+        again = serve(keep_days=1)
+        deadline = time.monotonic() + 20.0
+        with closing(EventLog.in_file(again.log_file)) as log:
+            while log.slates([answer["request_id"]]):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert len(log) == 0
+
     def test_old_days_are_pruned(self, serve):
-        server = serve(keep_days=1, follow_ms=60_000.0)  # it does not do so by itself meanwhile
+        server = serve(keep_days=1)
         server.report(event(server.recommend(user="17")))
         assert server.admin.post("/admin/prune").json() == {"slates": 0}
         server.clock.now_ms += 2 * 24 * 3_600_000

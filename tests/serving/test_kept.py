@@ -13,6 +13,7 @@ from adrec.bundle import Bundle, find_version
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange
 from adrec.errors import BundleError
+from adrec.features.memory import memory_of, remember
 from adrec.serving.kept import Kept, Room, files_of, joined
 from adrec.serving.loaded import Loaded
 from adrec.slates import Request
@@ -45,9 +46,9 @@ class TestRoom:
         state, again = bundle.state(), bundle.state()
         state.observe(state.visit("new here", 10**13, {}), 3, [1.0, 0.0, 0.0])
         room = Room.new()
-        assert room.write(state.memory)
+        assert room.write(memory_of(state))
         for _ in range(2):  # whoever wants it
-            again.remember(room.read())
+            remember(again, room.read())
         assert again.users.ids == state.users.ids
         later = 10**13 + 30 * DAY_MS
         np.testing.assert_array_equal(again.standing(later), state.standing(later))
@@ -82,7 +83,7 @@ class TestRoom:
 
     def test_says_that_a_full_disk_keeps_nothing(self, tiny_run, caplog):
         with Path("/dev/full").open("wb") as full:
-            assert not Room(os.dup(full.fileno())).write(Bundle.open(tiny_run).state().memory)
+            assert not Room(os.dup(full.fileno())).write(memory_of(Bundle.open(tiny_run).state()))
         assert "told anew" in caplog.text
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from adrec import pipeline
 from adrec.bundle import Bundle, find_version
@@ -16,7 +17,8 @@ from adrec.errors import DataError
 from adrec.progress import Progress
 from serving.events import event
 
-DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 
 
 @pytest.fixture
@@ -139,6 +141,44 @@ def test_users_that_were_erased_are_left_out(server, export, known, tmp_path):
     assert there == before - {"17"}
     assert "17" not in set(tables.user_frame()["user_id"])
     assert check_tables(tables) == []
+
+
+def test_what_is_pruned_between_two_exports_stays_in_the_folder(server, export, known, tmp_path):
+    """Each impression stands there once, whether the log still has it or not, in order of time."""
+    fields = {f.name: "from a request" for f in known.schema.user_fields if f.kind == "categorical"}
+    folder = tmp_path / "next"
+    noon_ms = (server.clock.now_ms // DAY_MS + 1) * DAY_MS + DAY_MS // 2
+    answers = []
+    for hour in range(6):
+        server.clock.now_ms = noon_ms + hour * HOUR_MS
+        profile = fields if hour == 1 else None
+        answers.append(served(server, user=f"new {hour}", profile=profile))
+    export()
+    (day,) = (path for path in (folder / "impressions").iterdir() if path.stem[0] != "0")
+    first, users = pl.read_parquet(day), pl.read_parquet(folder / "users.parquet")
+    assert first.height == 12
+
+    log = EventLog.in_file(server.log_file)
+    assert log.prune(noon_ms + 3 * HOUR_MS) == 3
+    log.close()
+    server.report(event(answers[4], "click", ad=1))
+    elsewhere = event(answers[0]) | {"request_id": "mine", "event_id": "mine", "user": "new 1"}
+    server.report(elsewhere | {"at_ms": noon_ms + HOUR_MS // 2})
+    for _ in range(2):
+        assert export().impressions == 7
+        second = pl.read_parquet(day)
+        assert second["timestamp_ms"].is_sorted()
+        assert second.filter(pl.col("request_id") == "mine").height == 1
+        rest = second.filter(pl.col("request_id") != "mine")
+        assert rest.drop("click").equals(first.drop("click"))
+        assert rest["click"].sum() == first["click"].sum() + 1
+        assert_frame_equal(pl.read_parquet(folder / "users.parquet"), users, check_row_order=False)
+        assert check_tables(open_layout("generic", folder)) == []
+
+    server.admin.delete("/admin/users/new 1")
+    export()
+    assert "new 1" not in set(pl.read_parquet(day)["user_id"])
+    assert "new 1" not in set(pl.read_parquet(folder / "users.parquet")["user_id"])
 
 
 def test_users_that_are_erased_after_an_export_are_left_out_of_the_next(

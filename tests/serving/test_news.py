@@ -1,6 +1,7 @@
 """News through a real Redis: what one server takes in, another knows before its next answer."""
 
 import time
+import traceback
 
 import pytest
 
@@ -80,9 +81,14 @@ class TestNews:
             time.sleep(0.05)
         news.close()
 
-    def test_what_is_no_url(self):
-        with pytest.raises(ConfigError, match="is no URL of a Redis"):
-            News("nonsense", "log", timeout_ms=1.0)
+    @pytest.mark.parametrize(
+        "url", ["nonsense", "http://:secret@host", "redis://:secret/more@host", "redis://h:secret"]
+    )
+    def test_what_is_no_url(self, url):
+        """It may hold a password all the same."""
+        with pytest.raises(ConfigError, match="is no URL of a Redis") as refused:
+            News(url, "log", timeout_ms=1.0)
+        assert "secret" not in "".join(traceback.format_exception(refused.value, limit=0))
 
 
 @pytest.fixture

@@ -80,6 +80,10 @@ def test_a_client_may_ask_what_the_models_were_told(serve):
     assert any(answer["ads"][0]["ad_id"] in past["ads"] for past in seen["histories"].values())
     assert len(seen["counters"]) == 2
     assert all(any(counters) for counters in seen["counters"].values())
+    names = seen["counter_names"]
+    assert len(set(names)) == len(names)
+    assert all(len(counters) == len(names) for counters in seen["counters"].values())
+    assert {name.partition(": ")[2] for name in names} >= {"shown", "click"}
 
 
 @pytest.mark.parametrize("damage", ["histories", "counters"])

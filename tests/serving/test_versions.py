@@ -3,12 +3,19 @@
 import json
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adrec.bundle import find_version, make_current, sha256
+from adrec.data.event_log import EventLog
+from adrec.data.log_entries import AdChange
+from adrec.errors import BundleError
+from serving.conftest import Server
 from serving.events import event
 
 DAY_MS = 86_400_000
@@ -95,6 +102,30 @@ class TestSwap:
         assert server.recommend(user="17")["version"] == old
         assert server.admin.post("/admin/rollback").json()["version"] == second
 
+    def test_one_that_answers_already_changes_nothing_of_a_rollback(self, server, second):
+        old = server.recommend(user="17")["version"]
+        for _ in range(2):
+            assert swap(server, second).json()["previous"] == old
+        assert server.admin.post("/admin/rollback").json()["version"] == old
+
+    def test_ads_change_while_a_version_is_loaded(self, server, second, monkeypatch):
+        load, ad = server.service.versions._load, server.recommend(user="17")["ads"][0]["ad_id"]
+        changed = []
+
+        def slow(*asked):
+            loaded = load(*asked)
+            for status in ("paused", "active", "paused"):
+                put = server.http.put(f"/v1/ads/{ad}/status", json={"status": status})
+                changed.append(put.status_code)
+            changed.append(server.admin.delete("/admin/users/17").status_code)
+            return loaded
+
+        monkeypatch.setattr(server.service.versions, "_load", slow)
+        assert swap(server, second).json()["version"] == second
+        assert changed == [204, 204, 204, 200]
+        assert server.http.get(f"/v1/ads/{ad}").json()["status"] == "paused"
+        assert not any(server.http.get("/v1/users/17").json()["histories"].values())
+
     def test_events_that_come_meanwhile_reach_both(self, server, second):
         """Reports go on in one thread while versions are swapped in another; none is lost."""
         answers = [server.recommend(user="new here") for _ in range(40)]
@@ -128,6 +159,173 @@ class TestSwap:
                 one.result()
         assert {status for status, _ in versions} == {200}
         assert {version for _, version in versions} <= names
+
+
+class TestStart:
+    """Which version a server begins with."""
+
+    def version(self, server):
+        return server.http.get("/v2/models/adrec").json()
+
+    def test_the_one_that_was_swapped_to(self, serve, run_copy, second):
+        server = serve(run_copy)
+        old = self.version(server)["version"]
+        swap(server, second)
+        again = serve(run_copy)
+        assert self.version(again)["version"] == second
+        assert again.admin.post("/admin/rollback").json()["version"] == old
+        assert self.version(serve(run_copy))["version"] == old
+
+    def test_one_that_was_published_since(self, serve, run_copy, second):
+        third = publish_copy(run_copy, "29990102T000000-third").name
+        swap(serve(run_copy), second)
+        make_current(run_copy, third)
+        assert self.version(serve(run_copy))["version"] == third
+
+    def test_the_folder_that_is_named(self, serve, run_copy, second):
+        server = serve(run_copy)
+        old = self.version(server)["version"]
+        swap(server, second)
+        assert self.version(serve(run_copy / "versions" / old))["version"] == old
+
+    def test_one_that_is_gone_is_not_asked_for(self, serve, run_copy, second):
+        server = serve(run_copy)
+        old = self.version(server)["version"]
+        swap(server, second)
+        server.service.close()
+        shutil.rmtree(run_copy / "versions" / second)
+        assert self.version(serve(run_copy))["version"] == old
+
+    def test_ads_that_do_not_fit_it_are_left_out(self, serve, run_copy, caplog):
+        server = serve(run_copy)
+        fields = {"ad_id": "fresh", "bid_micros": 5}
+        assert server.http.put("/v1/ads", json={"ads": [fields]}).status_code == 204
+        with closing(EventLog.in_file(server.log_file)) as log:  # as with another schema
+            odd = {"ad_id": "odd", "no field of this one": 1}
+            log.change_ads([AdChange(ad_id="odd", status="active", fields=odd)])
+            log.change_ads([AdChange(ad_id="fresh", status="paused")])
+        again = serve(run_copy)
+        assert "'odd' does not fit" in caplog.text
+        assert again.http.get("/v1/ads/odd").status_code == 404
+        assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
+
+
+class TestFollowing:
+    """Two servers of one log."""
+
+    @pytest.fixture
+    def other(self, server):
+        settings = {"timeout_ms": 30_000.0, "batching": {"at_once": 1}, "answer_in": "threads"}
+        other = Server(server.run, server.log_file, server.clock, settings | {"workers": 2})
+        yield other
+        other.service.close()
+
+    def until(self, holds):
+        deadline = time.monotonic() + 20.0
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def test_both_take_away_ads(self, server, other):
+        """What one has done already it is told again with what the other did."""
+        first, second, third = (ad["ad_id"] for ad in server.recommend(user="17", k=3)["ads"])
+        server.http.put(f"/v1/ads/{third}/status", json={"status": "paused"})
+        self.until(lambda: other.http.get(f"/v1/ads/{third}").json()["status"] == "paused")
+        with server.service.versions._changing:  # it follows only when all this is done
+            assert other.http.delete(f"/v1/ads/{first}").status_code == 204
+            with closing(EventLog.in_file(server.log_file)) as log:
+                log.change_ads([AdChange(ad_id=second, status="removed")])
+                log.change_ads([AdChange(ad_id=third, status="active")])
+        wanted = {first: "removed", second: "removed", third: "active"}
+        for one in (server, other):
+            self.until(
+                lambda one=one: (
+                    {ad: one.http.get(f"/v1/ads/{ad}").json()["status"] for ad in wanted} == wanted
+                )
+            )
+
+    def test_events_of_an_ad_come_after_it(self, server, other):
+        """An ad that one was given, and its events, the other learns of in this order."""
+        click = {"event_id": "b", "kind": "click", "request_id": "mine", "ad_id": "fresh"}
+        shown = {"event_id": "a", "kind": "impression", "user": "17", "context": {}}
+        with other.service.versions._telling, other.service.versions._changing:
+            server.http.put("/v1/ads", json={"ads": [{"ad_id": "fresh", "bid_micros": 5}]})
+            server.report(click | shown)
+            server.report(click)
+        self.until(lambda: other.service.versions.current.told == 2)
+        server.clock.now_ms += DAY_MS
+
+        def histories(of):
+            return of.http.get("/v1/users/17").json()["histories"]
+
+        assert histories(other) == histories(server)
+        assert any(
+            item["ad_id"] == "fresh" for items in histories(other).values() for item in items
+        )
+
+    def test_an_erased_user_is_erased_from_what_the_other_has_not_written(
+        self, server, other, monkeypatch
+    ):
+        answer = other.recommend(user="17")
+        unwritten = []
+        append = EventLog.append
+
+        def later(self, slates, events):
+            unwritten.extend(slates)
+            return append(self, [], events)
+
+        with monkeypatch.context() as slow:
+            slow.setattr(EventLog, "append", later)
+            waiting = other.recommend(user="17")
+            self.until(lambda: unwritten)
+        other.service.journal.note(unwritten)
+        server.admin.delete("/admin/users/17")
+        self.until(lambda: other.service.versions._known.erasures == 1)
+        for one in (answer, waiting):
+            rejected = other.report(event(one, "click"))["rejected"]
+            assert "no answer has the request_id" in rejected[0]["reason"]
+        with closing(EventLog.in_file(server.log_file)) as log:
+            assert not log.slates([answer["request_id"], waiting["request_id"]])
+
+    def test_the_last_word_counts(self, server, other, second, monkeypatch):
+        """A server that is told of a version while it loads another ends with what the log says."""
+        old = server.recommend(user="17")["version"]
+        load, begun = other.service.versions._load, threading.Event()
+
+        def slow(*asked):
+            begun.set()
+            time.sleep(0.5)
+            return load(*asked)
+
+        monkeypatch.setattr(other.service.versions, "_load", slow)
+        with ThreadPoolExecutor(1) as pool:
+            swapping = pool.submit(swap, other, second)
+            begun.wait()
+            swap(server, second)
+            swap(server, old)
+            assert swapping.result().status_code == 200
+        swap(server, old)
+        for one in (server, other):
+            self.until(lambda one=one: one.recommend(user="17")["version"] == old)
+
+    def test_a_version_that_cannot_be_loaded_is_tried_again_ever_more_seldom(
+        self, server, other, second, monkeypatch
+    ):
+        tries = []
+
+        def fail(*asked):
+            tries.append(time.monotonic())
+            raise BundleError("not now")
+
+        monkeypatch.setattr("adrec.serving.versions._PAUSE_S", 0.2)
+        with monkeypatch.context() as broken:
+            broken.setattr(other.service.versions, "_load", fail)
+            swap(server, second)
+            self.until(lambda: len(tries) == 4)
+        pauses = np.diff(tries)
+        assert (pauses > [0.2, 0.4, 0.8]).all()
+        monkeypatch.setattr(other.service.versions, "_retry_at", 0.0)
+        self.until(lambda: other.recommend(user="17")["version"] == second)
 
 
 class TestErasure:

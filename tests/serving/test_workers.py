@@ -77,6 +77,14 @@ def test_what_one_takes_in_the_others_know(server, run_copy):
     until(lambda: httpx2.get(f"{server.url}/v1/users/new here").json()["known"])
 
 
+def test_all_drain(server):
+    ready = f"{server.url}/v2/health/ready"
+    until(lambda: httpx2.get(ready).status_code == 200)
+    assert httpx2.post(f"{server.admin}/admin/drain").status_code == 204
+    until(lambda: httpx2.get(ready).status_code == 503)
+    ask(server, user="17")
+
+
 def test_a_worker_that_cannot_start_ends_all(run_copy):
     with (
         pytest.raises(AssertionError, match="no server"),

@@ -44,20 +44,21 @@ def serve(
 
     Listens at 127.0.0.1 unless told otherwise. Tokens come from the environment:
     ADREC_EVENTS_TOKEN to report events and to change ads, ADREC_ADMIN_TOKEN for the admin's port.
+    A host that other machines reach needs both, or `--set open=true` where something else keeps
+    strangers out.
     """
-    from adrec.bundle import find_version
+    from adrec.bundle import run_of
     from adrec.config import load_settings, parse_overrides
-    from adrec.serving.config import ServerConfig
+    from adrec.serving.config import TOKENS, ServerConfig
     from adrec.serving.logs import log_to_stderr
     from adrec.serving.run import listen_on, run
     from adrec.serving.service import Service
+    from adrec.serving.versions import first_version
     from adrec.serving.workers import my_place, run_workers
 
     flags: dict[str, Any] = {
         "host": host, "port": port, "admin_port": admin_port, "events": events,
-        "workers": workers,
-        "events_token": os.environ.get("ADREC_EVENTS_TOKEN"),
-        "admin_token": os.environ.get("ADREC_ADMIN_TOKEN"),
+        "workers": workers, **{field: os.environ.get(name) for field, name in TOKENS.items()},
     }  # fmt: skip
     given = {name: value for name, value in flags.items() if value is not None}
     given |= parse_overrides(settings or [])
@@ -65,8 +66,9 @@ def serve(
     event_log = _event_log(folder, config.events)
     log_to_stderr()
     if (place := my_place()) is not None:
-        service = Service(folder, event_log, config, since=place.since)
-        run(service, place.listeners, ready=place.tell_ready)
+        begun = run_of(folder) / "versions" / place.version
+        service = Service(begun, event_log, config, since=place.since)
+        run(service, place.listeners, ready=place.tell_ready, drain=place.drain)
         return
     listeners = listen_on(config)
 
@@ -78,9 +80,12 @@ def serve(
 
     notes.print(f"loading {folder}")
     if config.workers > 1:
-        version, since = find_version(folder).name, event_log.marks().versions
+        marks = event_log.marks()
+        version = first_version(folder, marks.wanted).name
         event_log.close()
-        run_workers(config.workers, listeners, since, ready=lambda: ready(version))
+        run_workers(
+            config.workers, listeners, version, marks.versions, ready=lambda: ready(version)
+        )
     else:
         service = Service(folder, event_log, config)
         run(service, listeners, ready=lambda: ready(service.current.name))
@@ -110,11 +115,12 @@ def loadtest(
     """
     import asyncio
 
+    from adrec.serving.config import TOKENS
     from adrec.serving.loadtest import Load, run_load
 
     ids = [str(i) for i in range(1, 1001)] if users is None else users.read_text().split()
     load = Load(rate, seconds, ids, k=k, reported=reported, timeout_ms=timeout_ms)
-    token = os.environ.get("ADREC_EVENTS_TOKEN")
+    token = os.environ.get(TOKENS["events_token"])
     with Progress(notes).track("load", round(seconds), "s") as advance:
         found = asyncio.run(run_load(url, load, token=token, tell=lambda s: advance(1, "")))
     summary = found.summary()

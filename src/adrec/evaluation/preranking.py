@@ -17,7 +17,7 @@ from torch import Tensor
 from adrec.evaluation.retrieval import logged_visitor
 from adrec.features.batches import Query, stack_queries
 from adrec.features.dataset import Dataset
-from adrec.features.state import Visitor
+from adrec.features.visitor import Visitor
 from adrec.inference.backends import Pool
 from adrec.inference.choice import Preranking
 from adrec.inference.runtime import TOP

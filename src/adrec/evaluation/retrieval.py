@@ -14,7 +14,7 @@ from adrec.evaluation.judged import BEST_POSSIBLE, OURS, EvaluationConfig
 from adrec.evaluation.known_world import KnownWorld
 from adrec.evaluation.retrieval_queries import Queries, RetrievalRival
 from adrec.features.dataset import Dataset
-from adrec.features.state import Visitor
+from adrec.features.visitor import Visitor
 from adrec.progress import Progress
 from adrec.recommender import Recommender
 

@@ -1,26 +1,24 @@
-"""HTTP: the requests' application and the admin's.
+"""HTTP: the application that answers requests.
 
 Handlers translate: what is done stands in `service.py`, what becomes of errors in `statuses.py`.
 """
 
 import asyncio
-import hmac
 import json
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import SecretStr
 from starlette.concurrency import run_in_threadpool
 
 from adrec.data.log_entries import Event
-from adrec.errors import BundleError, EventLogError, OverloadError
+from adrec.errors import EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
+from adrec.serving.access import needing
+from adrec.serving.docs import add_docs
 from adrec.serving.guard import Guard
 from adrec.serving.metrics import Metrics
 from adrec.serving.openrtb import BidRequest, BidResponse, billed
@@ -36,6 +34,8 @@ from adrec.serving.wire import (
     ErrorOut,
     EventsIn,
     EventsOut,
+    PathId,
+    QueryId,
     RecommendIn,
     RecommendOut,
     Rejected,
@@ -45,12 +45,12 @@ from adrec.serving.wire import (
 from adrec.version import __version__
 
 T = TypeVar("T")
-AdId = Annotated[str, Path(max_length=512)]
 _REFUSED = {"model": ErrorOut}
 _CONSOLE = files("adrec.serving") / "console.html"
 _CONSOLE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
-    "style-src 'unsafe-inline'; connect-src 'self'",
+    "style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "cache-control": "no-store",
 }
 
@@ -65,18 +65,22 @@ def create_app(service: Service) -> FastAPI:
         title="adrec",
         version=__version__,
         summary="Recommended ads, and what came of them.",
+        docs_url=None,
+        redoc_url=None,
         responses={422: _REFUSED},
     )
+    add_docs(app)
     app.state.service, app.state.metrics = service, metrics
     service.on_events = partial(_note_outcomes, metrics)
     app.add_middleware(
         Guard,
         metrics=metrics,
         most_bytes=service.config.limits.body_bytes,
+        by_token=service.config.events_token is not None,
         log_requests=service.config.log_requests,
     )
-    handle_errors(app, metrics)
-    events_only = [Depends(_bearer(service.config.events_token))]
+    handle_errors(app)
+    events_only = needing(service.config.events_token)
 
     @app.post(
         "/v1/recommend",
@@ -87,14 +91,15 @@ def create_app(service: Service) -> FastAPI:
     async def recommend(asked: RecommendIn | BatchIn) -> Response:
         """The best ads for one request, or for each of several."""
         if isinstance(asked, RecommendIn):
-            return _json(_noted(metrics, await _until_done(service.recommend(asked))).as_json())
+            return _json((await _answer(service, metrics, asked)).as_json())
         _at_most(len(asked.requests), service.config.limits.requests, "requests")
-        found = await asyncio.gather(*(_answer_or_why(service, one) for one in asked.requests))
+        found = await asyncio.gather(
+            *(_answer_or_why(service, metrics, one) for one in asked.requests)
+        )
         return _json(
             {
                 "answers": [
-                    {"detail": one} if isinstance(one, str) else _noted(metrics, one).as_json()
-                    for one in found
+                    {"detail": one} if isinstance(one, str) else one.as_json() for one in found
                 ]
             }
         )
@@ -109,7 +114,7 @@ def create_app(service: Service) -> FastAPI:
     async def events(reported: EventsIn) -> EventsOut:
         """Report what came of ads. Those accepted are on disk; the next request knows of them."""
         _at_most(len(reported.events), service.config.limits.events, "events")
-        taken = await run_in_threadpool(service.take_events, reported.events)
+        taken = await service.intake.take(reported.events)
         added = await _until_written(taken.written, service.config.events_timeout_s)
         for event in added:
             metrics.events.labels(event.kind, "accepted").inc()
@@ -131,10 +136,10 @@ def create_app(service: Service) -> FastAPI:
         time."""
         lots = service.lots(asked)
         answers = await asyncio.gather(
-            *(_answer_or_why(service, lot.asked, about=True) for lot in lots)
+            *(_answer_or_why(service, metrics, lot.asked, about=True) for lot in lots)
         )
-        noted = [None if isinstance(one, str) else _noted(metrics, one) for one in answers]
-        found = service.bids(asked, lots, noted)
+        there = [one if isinstance(one, Answered) else None for one in answers]
+        found = service.bids(asked, lots, there)
         headers = {"x-openrtb-version": "2.6"}
         if found is None:
             metrics.bids.labels("none").inc()
@@ -144,8 +149,8 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/openrtb2/win", status_code=204, tags=["openrtb"])
     async def win(
-        request: Annotated[str, Query(max_length=512)],
-        ad: Annotated[str, Query(max_length=512)],
+        request: QueryId,
+        ad: QueryId,
         price: Annotated[str, Query(max_length=64)] = "",
         currency: Annotated[str, Query(max_length=64)] = "",
     ) -> None:
@@ -154,25 +159,25 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/openrtb2/billing", status_code=204, responses={503: _REFUSED}, tags=["openrtb"])
     async def billing(
-        request: Annotated[str, Query(min_length=1, max_length=512)],
-        ad: Annotated[str, Query(min_length=1, max_length=512)],
+        request: QueryId,
+        ad: QueryId,
         price: Annotated[str, Query(max_length=64)] = "",
         currency: Annotated[str, Query(max_length=64)] = "",
     ) -> None:
         """Notice of an exchange: the ad was shown and is billed. It becomes an impression."""
-        taken = await run_in_threadpool(service.take_events, [billed(request, ad)])
+        taken = await service.intake.take([billed(request, ad)])
         if taken.rejected:
             raise HTTPException(422, taken.rejected[0][1])
         if await _until_written(taken.written, service.config.events_timeout_s):
             metrics.bids.labels("billed").inc()
             metrics.events.labels("impression", "accepted").inc()
 
-    @app.get("/v1/ads", tags=["catalogue"])
+    @app.get("/v1/ads", responses={429: _REFUSED}, tags=["catalogue"])
     async def list_ads(
         search: Annotated[str, Query(max_length=512, description="Part of an id.")] = "",
         limit: Annotated[int, Query(ge=1)] = 20,
     ) -> AdsOut:
-        """Ads of the catalogue."""
+        """Ads of the catalogue; one such request at a time, others are refused meanwhile."""
         _at_most(limit, service.config.limits.ads, "ads")
         total, ads = await run_in_threadpool(service.find_ads, search, limit)
         return AdsOut(total=total, ads=ads)
@@ -186,8 +191,8 @@ def create_app(service: Service) -> FastAPI:
         _at_most(len(put.ads), service.config.limits.ads, "ads")
         await run_in_threadpool(service.put_ads, put.ads)
 
-    @app.get("/v1/ads/{ad_id}", responses={404: _REFUSED}, tags=["catalogue"])
-    async def get_ad(ad_id: AdId) -> AdInfo:
+    @app.get("/v1/ads/{ad_id:path}", responses={404: _REFUSED}, tags=["catalogue"])
+    async def get_ad(ad_id: PathId) -> AdInfo:
         """One ad."""
         found = await run_in_threadpool(service.ad, ad_id)
         if found is None:
@@ -195,29 +200,29 @@ def create_app(service: Service) -> FastAPI:
         return found
 
     @app.put(
-        "/v1/ads/{ad_id}/status",
+        "/v1/ads/{ad_id:path}/status",
         status_code=204,
         responses={401: _REFUSED, 404: _REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
-    async def set_status(ad_id: AdId, wanted: StatusIn) -> None:
+    async def set_status(ad_id: PathId, wanted: StatusIn) -> None:
         """Pause an ad, or show it again."""
         await _change(service, ad_id, wanted.status)
 
     @app.delete(
-        "/v1/ads/{ad_id}",
+        "/v1/ads/{ad_id:path}",
         status_code=204,
         responses={401: _REFUSED, 404: _REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
-    async def delete_ad(ad_id: AdId) -> None:
+    async def delete_ad(ad_id: PathId) -> None:
         """Take an ad away."""
         await _change(service, ad_id, "removed")
 
-    @app.get("/v1/users/{user_id}", tags=["users"])
-    async def get_user(user_id: Annotated[str, Path(max_length=512)]) -> UserOut:
+    @app.get("/v1/users/{user_id:path}", tags=["users"])
+    async def get_user(user_id: PathId) -> UserOut:
         """What is known of a user now."""
         return await run_in_threadpool(service.user, user_id)
 
@@ -260,69 +265,6 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def create_admin_app(service: Service, metrics: Metrics) -> FastAPI:
-    """The application that changes what is served; for a port of its own."""
-    app = FastAPI(
-        title="adrec admin",
-        version=__version__,
-        dependencies=[Depends(_bearer(service.config.admin_token))],
-        responses={401: _REFUSED, 409: _REFUSED},
-    )
-    handle_errors(app, metrics)
-
-    async def change(work: Callable[[], Any]) -> dict[str, Any]:
-        try:
-            await run_in_threadpool(work)
-        except BundleError:
-            metrics.swaps.labels("refused").inc()
-            raise
-        metrics.swaps.labels("done").inc()
-        return await run_in_threadpool(service.about)
-
-    @app.post("/admin/swap")
-    async def swap(
-        version: Annotated[str | None, Query(description="None: the one published last.")] = None,
-    ) -> dict[str, Any]:
-        """Have another version answer. One that is damaged is refused, and the old one goes on."""
-        return await change(lambda: service.versions.swap(version))
-
-    @app.post("/admin/rollback")
-    async def rollback() -> dict[str, Any]:
-        """Have the version answer that did before."""
-        return await change(service.versions.rollback)
-
-    @app.post("/admin/prune")
-    async def prune() -> dict[str, int]:
-        """Delete slates and events that are older than the settings allow."""
-        return {"slates": await run_in_threadpool(service.prune)}
-
-    @app.post("/admin/check")
-    async def check() -> dict[str, Any]:
-        """Compare what the models were told, of a sample of answers, with what the log says."""
-        skew = await run_in_threadpool(service.measure_skew)
-        metrics.compared.set(skew.checked)
-        metrics.skewed.set(skew.different)
-        return asdict(skew)
-
-    @app.delete("/admin/users/{user_id}")
-    async def erase(user_id: Annotated[str, Path(max_length=512)]) -> dict[str, int]:
-        """Erase a user from the state and from the log."""
-        return {"slates": await run_in_threadpool(service.erase_user, user_id)}
-
-    return app
-
-
-def _bearer(token: SecretStr | None) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
-        if token is None:
-            return
-        given = request.headers.get("authorization", "").encode()
-        if not hmac.compare_digest(given, b"Bearer " + token.get_secret_value().encode()):
-            raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
-
-    return check
-
-
 async def _until_done(future: "Future[T]") -> T:
     return await asyncio.wrap_future(future)
 
@@ -336,11 +278,27 @@ async def _until_written(written: "Future[list[Event]]", timeout_s: float) -> li
         ) from error
 
 
+async def _answer(
+    service: Service, metrics: Metrics, asked: RecommendIn, *, about: bool = False
+) -> Answered:
+    """The answer, or the error that it ends with; both are counted."""
+    try:
+        answered = await _until_done(service.recommend(asked, about=about))
+    except OverloadError:
+        metrics.refused.inc()
+        raise
+    metrics.answers.labels(answered.slate.version).inc()
+    metrics.degraded.inc(answered.degraded)
+    for stage, ms in answered.slate.stage_ms.items():
+        metrics.stages.labels(stage).observe(ms / 1000.0)
+    return answered
+
+
 async def _answer_or_why(
-    service: Service, asked: RecommendIn, *, about: bool = False
+    service: Service, metrics: Metrics, asked: RecommendIn, *, about: bool = False
 ) -> Answered | str:
     try:
-        return await _until_done(service.recommend(asked, about=about))
+        return await _answer(service, metrics, asked, about=about)
     except (AskedWrongError, OverloadError) as error:
         return str(error)
 
@@ -357,14 +315,6 @@ def _note_outcomes(metrics: Metrics, outcomes: Outcomes) -> None:
     metrics.impressions.inc(outcomes.impressions)
     metrics.clicks.inc(outcomes.clicks)
     metrics.expected.inc(outcomes.expected)
-
-
-def _noted(metrics: Metrics, answered: Answered) -> Answered:
-    metrics.answers.labels(answered.slate.version).inc()
-    metrics.degraded.inc(answered.degraded)
-    for stage, ms in answered.slate.stage_ms.items():
-        metrics.stages.labels(stage).observe(ms / 1000.0)
-    return answered
 
 
 def _at_most(count: int, most: int, what: str) -> None:

@@ -1,14 +1,18 @@
 """What a server is told: where it listens, what it allows, who may do what."""
 
-from typing import Annotated, Literal
+import ipaddress
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from adrec.schema import Strict
 from adrec.serving.batching import BatchingConfig
 from adrec.serving.openrtb import OpenRtbConfig
 
 Token = Annotated[SecretStr, Field(min_length=16)]
+
+TOKENS = {"events_token": "ADREC_EVENTS_TOKEN", "admin_token": "ADREC_ADMIN_TOKEN"}
+"""Environment variables that tokens come from."""
 
 
 class Limits(Strict):
@@ -42,6 +46,9 @@ class ServerConfig(Strict):
     may."""
     admin_token: Token | None = None
     """The same for the admin's port; None: anyone who reaches it."""
+    open: bool = False
+    """Whether other machines may do all that without tokens, as something else keeps strangers
+    out."""
     events: str | None = None
     """SQLAlchemy URL of the event log. None: SQLite in the run's folder, `events.db`."""
     redis: str | None = None
@@ -71,3 +78,21 @@ class ServerConfig(Strict):
     batching: BatchingConfig = BatchingConfig()
     openrtb: OpenRtbConfig = OpenRtbConfig()
     limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _keep_strangers_out(self) -> Self:
+        missing = [name for field, name in TOKENS.items() if getattr(self, field) is None]
+        if missing and not self.open and not _is_loopback(self.host):
+            raise ValueError(
+                f"whoever reaches host '{self.host}' could change what is served: set "
+                f"{' and '.join(missing)} in the environment, or `open` to true where something "
+                "else keeps strangers out"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -9,7 +9,7 @@ that it was trained on; the feed tells it the rest, to the same end as if it had
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -66,12 +66,18 @@ class Feed:
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
         self._heard_after_ms = self.newest_ms  # of later requests every event came through here
 
-    def begin(self, log: EventLog, now_ms: int) -> None:
+    def begin(self, log: EventLog, now_ms: int, *, last: int | None = None) -> None:
         """Tell a recommender that does not answer yet what stands in a log and it was not told:
-        as a table, which is many times faster than event by event and comes to the same. What is
-        reported later is added."""
+        as a table, which is many times faster than event by event and comes to the same.
+
+        Args:
+            log: of the server.
+            now_ms: the time.
+            last: place in the log up to which to tell; None: its end, also of what is reported
+                meanwhile.
+        """
         schema = under_own_names(self.recommender.state.schema)
-        end, newest_ms = log.marks().last + 1, self.newest_ms
+        end, newest_ms = (log.marks().last if last is None else last) + 1, self.newest_ms
         if newest_ms > self._after_ms:
             first_ms = self._after_ms + 1
             self._tell_each(
@@ -88,17 +94,25 @@ class Feed:
                 else:
                     shown.append((slate, outcomes_of(events, self._tasks)))
                     self._remember(slate.request_id, slate.at_ms).outcomes.update(shown[-1][1])
+            self._evict()
             if shown:
                 self.recommender.observe_log(impression_frame(schema, shown))
             self.newest_ms = part[-1][0].at_ms
         self._tell_each(log, sorted(rest, key=lambda pair: pair[0].seq))
-        self.told = end - 1
-        self.catch_up(log)
+        self.told = max(self.told, end - 1)
+        if last is None:
+            self.catch_up(log)
 
-    def catch_up(self, log: EventLog) -> None:
-        """Tell all that stands in a log and was not told yet."""
-        end = log.marks().last + 1
-        self._tell_each(log, log.events(after=self.told, before=end, from_ms=self._after_ms + 1))
+    def catch_up(self, log: EventLog, *, last: int | None = None) -> None:
+        """Tell all that stands in a log and was not told yet, up to a place; None: to its end.
+
+        If it fails, what it has told stays told, and the next call goes on from there.
+        """
+        end = (log.marks().last if last is None else last) + 1
+        events = log.events(after=self.told, before=end, from_ms=self._after_ms + 1)
+        for part in _parts(events):
+            self._tell_all(log, part)
+            self.told = part[-1][0].seq
         self.told = max(self.told, end - 1)
 
     def tell(
@@ -120,8 +134,7 @@ class Feed:
             self.told = new[-1].seq
 
     def _tell_each(self, log: EventLog, pairs: Iterable[tuple[Event, LoggedSlate]]) -> None:
-        rest = iter(pairs)
-        while part := list(islice(rest, _PART)):
+        for part in _parts(pairs):
             self._tell_all(log, part)
 
     def _tell_all(self, log: EventLog, pairs: Sequence[tuple[Event, LoggedSlate]]) -> None:
@@ -141,6 +154,7 @@ class Feed:
             if slate.at_ms > self._after_ms:
                 self._tell([event for event, _ in together], slate)
                 self.newest_ms = max(self.newest_ms, slate.at_ms)
+        self._evict()
 
     def _tell(self, events: Sequence[Event], slate: LoggedSlate) -> None:
         reported = [Reported(event.ad_id, *self._note(event, slate.at_ms)) for event in events]
@@ -161,10 +175,21 @@ class Feed:
         """What was told of a request, which is now the last that is forgotten."""
         heard = self._heard.setdefault(request_id, _Heard(at_ms, {}))
         self._heard.move_to_end(request_id)
-        if len(self._heard) > _REMEMBERED:
+        return heard
+
+    def _evict(self) -> None:
+        """Forget the oldest requests: between tellings, as one finds out first what it needs."""
+        while len(self._heard) > _REMEMBERED:
             _, forgotten = self._heard.popitem(last=False)
             self._heard_after_ms = max(self._heard_after_ms, forgotten.at_ms)
-        return heard
+
+
+def _parts(
+    pairs: Iterable[tuple[Event, LoggedSlate]],
+) -> Iterator[list[tuple[Event, LoggedSlate]]]:
+    rest = iter(pairs)
+    while part := list(islice(rest, _PART)):
+        yield part
 
 
 def request_of(slate: LoggedSlate) -> Request:

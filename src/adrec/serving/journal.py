@@ -86,10 +86,10 @@ class Journal:
         found = {key: slate_of(one) for key, one in kept.items()}
         return found | (self._log.slates(rest) if rest else {})
 
-    def forget(self, user_id: str) -> None:
-        """Remember a user's slates no longer: they are erased from the log."""
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Remember slates of some users no longer: they are erased from the log."""
         with self._lock:
-            theirs = [key for key, kept in self._recent.items() if kept.user_id == user_id]
+            theirs = [key for key, kept in self._recent.items() if kept.user_id in user_ids]
             for key in theirs:
                 del self._recent[key]
             self._unwritten.difference_update(theirs)

@@ -22,7 +22,7 @@ from zipfile import ZipFile
 import polars as pl
 
 from adrec.data.log_entries import AdChange
-from adrec.features.state import Memory
+from adrec.features.memory import Memory
 
 _log = logging.getLogger(__name__)
 

@@ -5,15 +5,21 @@ in the server's own process, or in processes of their own (`answerers.py`); `Ans
 both have in common.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
 
+import numpy as np
+import polars as pl
+
 from adrec.bundle import Bundle
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange, Event, LoggedSlate
-from adrec.errors import AdRecError, BundleError, RequestError
+from adrec.errors import AdRecError, BundleError, DataError, RequestError
+from adrec.features.directory import Directory
+from adrec.features.memory import memory_of, remember
 from adrec.inference.backends import BackendName
 from adrec.recommender import Clock, Recommender
 from adrec.schema import Schema
@@ -21,6 +27,8 @@ from adrec.serving.feed import Feed
 from adrec.serving.kept import Kept, Known, Room, files_of, joined
 from adrec.serving.wire import AdInfo, UserOut, ad_info
 from adrec.slates import Request, Slate
+
+_log = logging.getLogger(__name__)
 
 _WARM_USERS = 8
 
@@ -62,7 +70,7 @@ class Version:
 class Answering(Protocol):
     """A version that can answer. Safe to use from many threads, but for the telling.
 
-    All but the telling raise `GoneError` once it is closed.
+    What asks raises `GoneError` once it is closed; what tells or changes then does nothing.
     """
 
     version: Version
@@ -83,8 +91,8 @@ class Answering(Protocol):
     def tell(self, slates: Mapping[str, LoggedSlate], events: Sequence[Event]) -> None:
         """Tell events that were added to the log, with their slates."""
 
-    def catch_up(self) -> None:
-        """Tell what others have added to the log."""
+    def catch_up(self, last: int | None = None) -> None:
+        """Tell what others have added to the log, up to a place."""
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """Change ads.
@@ -109,7 +117,8 @@ class Answering(Protocol):
         """An ad of the catalogue."""
 
     def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
-        """Ads whose id contains a text: how many there are, and the first few."""
+        """Ads whose id contains a text, in small or large letters: how many there are, and the
+        first few."""
 
     def user(self, user_id: str, at_ms: int) -> UserOut:
         """What is known of a user at a time."""
@@ -127,6 +136,8 @@ class Loaded:
         """Put together what `load` has loaded."""
         self.recommender, self._log, self._clock = recommender, log, clock
         self.kept: Kept | None = None
+        self._small_ids = pl.Series(dtype=pl.String)
+        """Of ads, in small letters: for searches, since the first one."""
         self._feed = Feed(
             recommender,
             log_end_ms=known.log_end_ms,
@@ -164,9 +175,10 @@ class Loaded:
         Raises:
             BundleError: it is damaged.
         """
+        last = log.marks().last  # ads that its events are of are known to a version loaded later
         recommender, known = load(folder, log, clock=clock, mapped=mapped, like=like, kept=kept)
         loaded = cls(folder, recommender, log, known, clock)
-        loaded.read_log()
+        loaded.read_log(last)
         if room is not None:
             loaded._keep_in(room, known)
         loaded.restore_ads(log.ad_changes(after=known.ads))  # what came while it was told
@@ -174,9 +186,9 @@ class Loaded:
         loaded.warm()
         return loaded
 
-    def read_log(self) -> None:
-        """Tell what stands in the log as fast as can be: before it answers."""
-        self._feed.begin(self._log, self._clock())
+    def read_log(self, last: int | None = None) -> None:
+        """Tell what stands in the log, up to a place, as fast as can be: before it answers."""
+        self._feed.begin(self._log, self._clock(), last=last)
 
     def warm(self) -> None:
         """Answer a few requests, so that the next ones take no longer than any."""
@@ -212,9 +224,9 @@ class Loaded:
         """See `Answering`."""
         self._feed.tell(self._log, events, slates)
 
-    def catch_up(self) -> None:
+    def catch_up(self, last: int | None = None) -> None:
         """See `Answering`."""
-        self._feed.catch_up(self._log)
+        self._feed.catch_up(self._log, last=last)
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """Change ads: those with fields first, then each status in turn; see `Answering`.
@@ -229,8 +241,7 @@ class Loaded:
 
     def forget(self, user_ids: Sequence[str]) -> None:
         """See `Answering`."""
-        for user_id in user_ids:
-            self.recommender.forget(user_id)
+        self.recommender.forget(user_ids)
 
     def check(self, requests: Sequence[Request]) -> list[str | None]:
         """See `Answering`."""
@@ -247,12 +258,12 @@ class Loaded:
 
     def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
         """See `Answering`."""
-        ids = self.recommender.index.now.about.catalogue.directory.ids
-        if not text:
-            rows: Sequence[int] = range(1, len(ids) + 1)
-        else:
-            rows = [row for row, ad in enumerate(ids, 1) if text.casefold() in ad.casefold()]
-        return len(rows), [ad_info(self.recommender, row) for row in rows[:count]]
+        ids = self.recommender.index.now.about.catalogue.directory
+        total, rows = len(ids) - 1, [*range(1, len(ids))[:count]]
+        if text:
+            found = self._small(ids).str.contains(text.lower(), literal=True).arg_true()
+            total, rows = len(found), (found.head(count) + 1).to_list()
+        return total, [ad_info(self.recommender, row) for row in rows]
 
     def user(self, user_id: str, at_ms: int) -> UserOut:
         """See `Answering`."""
@@ -263,9 +274,17 @@ class Loaded:
     def close(self) -> None:
         """See `Answering`: whoever answers holds on to it until done."""
 
+    def _small(self, ids: Directory) -> pl.Series:
+        """Ids in small letters; to those of earlier searches come those of ads that were added."""
+        small, count = self._small_ids, len(ids) - 1
+        if len(small) < count:
+            new = pl.Series(ids.ids[len(small) :], dtype=pl.String).str.to_lowercase()
+            small = self._small_ids = pl.concat([small, new], rechunk=True)
+        return small.head(count)
+
     def _keep_in(self, room: Room, known: Known) -> None:
         now = replace(known, told=self._feed.told, newest_ms=self._feed.newest_ms)
-        self.kept = Kept(now, room) if room.write(self.recommender.state.memory) else None
+        self.kept = Kept(now, room) if room.write(memory_of(self.recommender.state)) else None
 
     def _found(self, ask: Ask, slate: Slate) -> Found:
         slate = replace(slate, ads=slate.ads[: ask.k])
@@ -319,9 +338,8 @@ def load(
     ad_changes = joined(known.ad_changes, log.ad_changes(after=known.ads))
     restore_ads(recommender, ad_changes)
     if memory is not None:
-        recommender.state.remember(memory)
-    for user_id in log.erased(after=known.erasures, from_ms=log_end_ms):
-        recommender.forget(user_id)
+        remember(recommender.state, memory)
+    recommender.forget(log.erased(after=known.erasures, from_ms=log_end_ms))
     return recommender, replace(known, ads=now.ads, ad_changes=ad_changes, erasures=now.erasures)
 
 
@@ -337,9 +355,24 @@ def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
 
 
 def restore_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
-    """Have ads stand as they stood: a version may lack some that were changed, and has others."""
-    put = [replace(change, status="active") for change in changes if change.fields is not None]
-    change_ads(recommender, put)
-    known = recommender.index.now.about.catalogue.directory
-    rest = [c for c in changes if known.row(c.ad_id)]
-    change_ads(recommender, [replace(change, fields=None) for change in rest])
+    """Have ads stand as they stand in the log, whether or not they do already. Left out are those
+    that a version lacks, and with a word those that do not fit its schema."""
+    _put(recommender, [replace(one, status="active") for one in changes if one.fields is not None])
+    now = recommender.index.now
+    rows = np.array([now.about.catalogue.directory.row(change.ad_id) for change in changes], int)
+    there_N = now.has(rows) & (rows > 0)
+    there = [change for change, has in zip(changes, there_N, strict=True) if has]
+    change_ads(recommender, [replace(change, fields=None) for change in there])
+
+
+def _put(recommender: Recommender, changes: Sequence[AdChange]) -> None:
+    """Put all that fit."""
+    try:
+        change_ads(recommender, changes)
+    except DataError as error:
+        if len(changes) == 1:
+            _log.error("ad '%s' does not fit this version: %s", changes[0].ad_id, error)
+            return
+        half = len(changes) // 2
+        _put(recommender, changes[:half])
+        _put(recommender, changes[half:])

@@ -39,14 +39,6 @@ class Metrics:
                 f"adrec_{name}", about, labels, buckets=_SECONDS, registry=self._registry
             )
 
-        def gauge(name: str, about: str, *, added_up: bool) -> Gauge:
-            return Gauge(
-                f"adrec_{name}",
-                about,
-                multiprocess_mode="livesum" if added_up else "mostrecent",
-                registry=self._registry,
-            )
-
         self.requests = counter("http_requests", "HTTP requests.", "route", "status")
         self.seconds = seconds(
             "http_seconds", "From the first byte of a request to the last of its answer.", "route"
@@ -54,27 +46,36 @@ class Metrics:
         self.stages = seconds("stage_seconds", "Seconds of each stage, of a batch.", "stage")
         self.answers = counter("answers", "Requests answered.", "version")
         self.degraded = counter("degraded", "Answers that may lack what other servers know.")
-        self.refused = counter("refused", "Requests refused for lack of time.")
+        self.refused = counter("refused", "Requests for ads refused for lack of time.")
         self.events = counter("events", "Events taken.", "kind", "result")
         self.impressions = counter("impressions", "Ads of answers that were shown.")
         self.clicks = counter("clicks", "Of those, how many were clicked: met the first task.")
         self.expected = counter("expected_clicks", "How many clicks the models expected of those.")
         self.bids = counter("bids", "OpenRTB bids, and what came of them.", "result")
         self.swaps = counter("swaps", "Changes of the version that answers.", "result")
-        self.compared = gauge(
-            "skew_compared",
-            "Answers whose features were compared with the log's, at the last check.",
-            added_up=False,
-        )
-        self.skewed = gauge(
-            "skew_different",
-            "Answers whose features differ from the log's, at the last check.",
-            added_up=False,
-        )
-        self._waiting = gauge("waiting", "Requests that wait.", added_up=True)
-        self._unwritten = gauge(
+        self._waiting = self._gauge("waiting", "Requests that wait.", added_up=True)
+        self._unwritten = self._gauge(
             "unwritten", "Appends that are not in the event log yet.", added_up=True
         )
+        self._skew: tuple[Gauge, Gauge] | None = None
+
+    def note_skew(self, *, compared: int, different: int) -> None:
+        """Tell of a check for skew; until the first one the page says nothing of it."""
+        if self._skew is None:
+            self._skew = (
+                self._gauge(
+                    "skew_compared",
+                    "Answers whose features were compared with the log's, at the last check.",
+                    added_up=False,
+                ),
+                self._gauge(
+                    "skew_different",
+                    "Answers whose features differ from the log's, at the last check.",
+                    added_up=False,
+                ),
+            )
+        for gauge, value in zip(self._skew, (compared, different), strict=True):
+            gauge.set(value)
 
     def page(self) -> bytes:
         """What Prometheus reads."""
@@ -88,6 +89,14 @@ class Metrics:
             for sample in family.samples
             if not sample.name.endswith("_created")
         }
+
+    def _gauge(self, name: str, about: str, *, added_up: bool) -> Gauge:
+        return Gauge(
+            f"adrec_{name}",
+            about,
+            multiprocess_mode="livesum" if added_up else "mostrecent",
+            registry=self._registry,
+        )
 
     def _all(self) -> CollectorRegistry:
         for gauge, ask in zip((self._waiting, self._unwritten), self._asked, strict=True):

@@ -8,6 +8,7 @@ stream no longer holds is read from there, and while Redis is out of reach answe
 be behind (`degraded`).
 """
 
+import contextlib
 import json
 import logging
 import threading
@@ -55,8 +56,10 @@ class News:
                 url, socket_timeout=seconds, socket_connect_timeout=seconds,
                 retry=Retry(redis.backoff.NoBackoff(), 0),
             )  # fmt: skip
-        except ValueError as error:
-            raise ConfigError(f"redis: '{url}' is no URL of a Redis server: {error}") from error
+        except ValueError:  # which may repeat a password out of the URL, as may its cause
+            raise ConfigError(
+                "redis: what is set is no URL of a Redis server, such as redis://HOST:6379/0"
+            ) from None
         self._down = redis.RedisError
         self._name, self._wait_s = f"adrec:{name}", 2.0 * seconds
         self._reading = threading.Lock()
@@ -104,6 +107,11 @@ class News:
             return None
         finally:
             self._reading.release()
+
+    def forget(self) -> None:
+        """Keep nothing of what was told: whoever has not read it reads the log."""
+        with contextlib.suppress(self._down):
+            self._redis.delete(self._name)
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -3,30 +3,50 @@
 Each impression is a request for ads under the exchange's terms: blocked advertisers and categories
 become filters inside the search, sizes too. The best ad that no other impression of the request has
 got is bid with what it is expected to earn, if that is at least the floor. Prices are CPM.
-Paths such as `device.geo.country` say where in the bid request a value of the schema stands.
+Paths such as `device.geo.country` say where in the bid request a value of the schema stands; what
+cannot be a value is missing.
 
 Source: IAB Tech Lab, OpenRTB 2.6 (github.com/InteractiveAdvertisingBureau/openrtb2.x).
 """
 
+import hashlib
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 
 from adrec.errors import ConfigError
 from adrec.schema import Schema, Strict
-from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, Text
+from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, Scalar, Text
 
+T = TypeVar("T")
 Format = Literal["banner", "video", "audio", "native"]
 _MTYPE: dict[Format, int] = {"banner": 1, "video": 2, "audio": 3, "native": 4}
 _MICROS_PER_CPM = 1_000.0  # micros of one impression in a CPM of one unit of currency
 _PRICE_DIGITS = 6
 _MACRO = re.compile(r"\$\{ADREC_([A-Z_]+)\}")
 _FLAG = Annotated[int, Field(ge=0, le=1)]
+_SCALAR: TypeAdapter[Scalar] = TypeAdapter(Scalar)
+_TEXT: TypeAdapter[str] = TypeAdapter(Text)
+
+
+def _none_if_odd(value: Any, read: Callable[[Any], T]) -> T | None:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+_PIXELS = Annotated[
+    Annotated[int, Field(ge=0, le=100_000)] | None,
+    WrapValidator(_none_if_odd),
+    Field(description="What cannot be a size is none."),
+]
 
 
 class Place(Strict):
@@ -58,8 +78,8 @@ class OpenRtbConfig(Strict):
     formats: tuple[Format, ...] = ("banner",)
     """What is bid on."""
     markup: dict[Format, str] = Field(default_factory=dict)
-    """Markup of a bid by its format. `${ADREC_AD_ID}`, `${ADREC_REQUEST_ID}` and `${ADREC_URL}` are
-    replaced; the exchange replaces its own macros."""
+    """Markup of a bid by its format. `${ADREC_URL}` is replaced by `url`, `${ADREC_AD_ID}` and
+    `${ADREC_REQUEST_ID}` by the ids, URL-quoted; the exchange replaces its own macros."""
     deals: frozenset[str] = frozenset()
     """Ids of private deals that may be bid on."""
     url: str | None = None
@@ -93,8 +113,8 @@ class _Open(BaseModel):
 class Size(_Open):
     """A size in device independent pixels."""
 
-    w: int | None = Field(default=None, ge=0)
-    h: int | None = Field(default=None, ge=0)
+    w: _PIXELS = None
+    h: _PIXELS = None
 
 
 class Banner(Size):
@@ -260,12 +280,8 @@ def bids_on(
 
 def billed(request_id: str, ad_id: str) -> EventIn:
     """The event of a billing notice: the ad was shown. Sent twice it is the same event."""
-    return EventIn(
-        event_id=f"{request_id}-{ad_id}-billed",
-        kind="impression",
-        request_id=request_id,
-        ad_id=ad_id,
-    )
+    both = hashlib.sha256(f"{request_id}-{ad_id}".encode()).hexdigest()  # the ids may be too long
+    return EventIn(event_id=f"billed-{both}", kind="impression", request_id=request_id, ad_id=ad_id)
 
 
 def _floor(imp: Imp, config: OpenRtbConfig, currency: str) -> tuple[float, str | None] | None:
@@ -295,7 +311,7 @@ def _request(
         sizes = [size for size in (*imp.banner.format, imp.banner) if size.w and size.h]
         if sizes:
             only[config.size] = list(dict.fromkeys(f"{size.w}x{size.h}" for size in sizes))
-    whole, of_imp = asked.model_dump(), imp.model_dump()
+    whole, of_imp = dict(asked), dict(imp)
     context = {name: _value(place, whole, of_imp) for name, place in config.context.items()}
     return RecommendIn(
         user=_user(whole, config),
@@ -318,22 +334,24 @@ def _user(asked: Mapping[str, Any], config: OpenRtbConfig) -> str | None:
         return None
     for path in config.user:
         found = _at(path, asked)
-        if isinstance(found, str | int) and str(found):
-            return str(found)[:512]
+        if isinstance(found, str | int) and not isinstance(found, bool) and str(found):
+            return _none_if_odd(str(found), _TEXT.validate_python)
     return None
 
 
-def _value(place: Place, asked: Mapping[str, Any], imp: Mapping[str, Any]) -> Any:
+def _value(place: Place, asked: Mapping[str, Any], imp: Mapping[str, Any]) -> Scalar:
     head, _, rest = place.path.partition(".")
     found = _at(rest, imp) if head == "imp" else _at(place.path, asked)
-    if isinstance(found, dict | list) or found is None:
+    if not isinstance(found, str | int | float):
         return None
-    return place.values.get(str(found), found)
+    read = partial(_SCALAR.validate_python, strict=True)
+    return _none_if_odd(place.values.get(str(found), found), read)
 
 
 def _at(path: str, content: Mapping[str, Any]) -> Any:
     at: Any = content
     for name in path.split("."):
+        at = dict(at) if isinstance(at, BaseModel) else at
         if not isinstance(at, dict):
             return None
         at = at.get(name)
@@ -346,11 +364,12 @@ def _bid(lot: Lot, request_id: str, ad: AdInfo, price: float, config: OpenRtbCon
 
     url = None if config.url is None else config.url.rstrip("/")
     domain, category = of(config.domain), of(config.category)
-    macros = {"AD_ID": ad.ad_id, "REQUEST_ID": request_id, "URL": url or ""}
+    ad_id, request_id = quote(ad.ad_id, safe=""), quote(request_id, safe="")
+    macros = {"AD_ID": ad_id, "REQUEST_ID": request_id, "URL": url or ""}
     markup = _MACRO.sub(
         lambda m: macros.get(m.group(1), m.group(0)), config.markup.get(lot.format, "")
     )
-    query = f"request={request_id}&ad={quote(ad.ad_id, safe='')}"
+    query = f"request={request_id}&ad={ad_id}"
     notice = f"{query}&price=${{AUCTION_PRICE}}&currency=${{AUCTION_CURRENCY}}"
     return Bid(
         id=uuid.uuid4().hex,

@@ -1,7 +1,7 @@
 """Run: both applications of a service on their ports, until a signal ends them.
 
 On SIGTERM or Ctrl-C no more connections are taken, requests in work are answered, what waits is
-written to the log, and the process ends.
+written to the log, and the process ends. On SIGUSR1 it drains: it is ready no more.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from adrec.errors import ConfigError
-from adrec.serving.app import create_admin_app, create_app
+from adrec.serving.admin import create_admin_app
+from adrec.serving.app import create_app
 from adrec.serving.config import ServerConfig
 from adrec.serving.service import Service
 
@@ -52,20 +53,27 @@ def listen_on(config: ServerConfig) -> list[socket.socket]:
     return [listen(config.host, config.port), listen(config.host, config.admin_port)]
 
 
-def run(service: Service, listeners: list[socket.socket], *, ready: Callable[[], None]) -> None:
+def run(
+    service: Service,
+    listeners: list[socket.socket],
+    *,
+    ready: Callable[[], None],
+    drain: Callable[[], None] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; the service is closed then.
 
     Args:
         service: what answers.
         listeners: of the requests and of the admin.
         ready: called once requests are answered.
+        drain: as `create_admin_app` takes it.
     """
     sys.setswitchinterval(_SWITCH_S)
     gc.collect()
     gc.freeze()  # looking through all that is loaded, again and again, holds up requests
     config = service.config
     app = create_app(service)
-    apps = [app, create_admin_app(service, app.state.metrics)]
+    apps = [app, create_admin_app(service, app.state.metrics, drain=drain)]
     servers = [
         _Server(
             uvicorn.Config(
@@ -89,6 +97,7 @@ def run(service: Service, listeners: list[socket.socket], *, ready: Callable[[],
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGUSR1, service.drain)
         ready()
         await asyncio.gather(
             *(server.serve([one]) for server, one in zip(servers, listeners, strict=True))

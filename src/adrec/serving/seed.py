@@ -1,5 +1,9 @@
 """Seed: the process that those which answer are forked from. It imports this, and with it all that
-they need, which takes over a second, and does nothing else."""
+they need, which takes over a second, and does nothing else.
+
+Never import this elsewhere: the process that does ignores SIGTERM and Ctrl-C from then on, and its
+garbage collector never looks again at what it has imported.
+"""
 
 import gc
 import signal

@@ -3,7 +3,6 @@
 import logging
 import random
 import threading
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -12,16 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown, kinds
+from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown
 from adrec.data.log_export import MS_PER_DAY
 from adrec.data.parsing import as_text
-from adrec.errors import ConfigError, EventLogError, OverloadError, RequestError
+from adrec.errors import AdRecError, ConfigError, EventLogError, OverloadError, RequestError
 from adrec.inference.backends import BackendName
 from adrec.inference.threads import in_background, use_threads
 from adrec.recommender import Clock, now_ms
 from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
+from adrec.serving.intake import Intake
 from adrec.serving.journal import Journal
 from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
@@ -29,19 +29,16 @@ from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
-from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, UserOut
+from adrec.serving.wire import AdInfo, Answered, RecommendIn, UserOut
 from adrec.slates import Request, Slate
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_ELSEWHERE = "elsewhere"
-"""Version of slates that another server answered with."""
 _READY_S = 2.0
 _PRUNE_S = 3_600.0
-_ON_ITS_WAY_S = 0.5
-_EARLY_MS = 60_000  # an event may be ahead of our clock by so much
+_FLUSH_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,16 +46,6 @@ class _Asked:
     ask: Ask
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
-
-
-@dataclass(frozen=True)
-class EventsTaken:
-    """Events on their way to the log."""
-
-    rejected: list[tuple[str, str]]
-    """Ids of those that are not taken, and why."""
-    written: "Future[list[Event]]"
-    """Those that were new, once all are on disk."""
 
 
 class Outcomes(NamedTuple):
@@ -98,10 +85,11 @@ class Service:
         self.config, self._log, self._clock = config, log, clock
         self.on_events: Callable[[Outcomes], None] = lambda outcomes: None
         """Told of outcomes once they are in the log."""
-        self._shared = config.workers > 1 or config.redis is not None or config.events is not None
         self.news = None  # from here on; what was before it is in the log
         if config.redis is not None:
             self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
+        self.draining = False
+        """Whether whoever routes is asked to send no more requests."""
         self.versions = Versions(folder, log, self._load, clock=clock, since=since)
         try:
             config.openrtb.check(self.current.schema)
@@ -109,12 +97,25 @@ class Service:
             self.versions.close()
             raise
         self.journal = Journal(log, on_commit=self._committed)
+        self.versions.on_erased = self._forget_slates
+        self.intake = Intake(
+            self.journal,
+            schema=lambda: self.current.schema,
+            check=lambda requests: self._ask(lambda current: current.check(requests)),
+            clock=clock,
+            shared=config.workers > 1 or config.redis is not None or config.events is not None,
+        )
         self.batcher: Batcher[_Asked, Answered] = Batcher(
             self._answer, config.batching, begin_thread=lambda: use_threads(1)
         )
+        self._searching = threading.Lock()
         self._closing = threading.Event()
-        self._follower = threading.Thread(target=self._follow, name="follow", daemon=True)
-        self._follower.start()
+        self._beside = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("follow", self._follow), ("prune", self._prune))
+        ]
+        for thread in self._beside:
+            thread.start()
 
     @property
     def current(self) -> Version:
@@ -162,26 +163,6 @@ class Service:
             seatbid=[SeatBid(seat=self.config.openrtb.seat, bid=bids)],
         )
 
-    def take_events(self, events: Sequence[EventIn]) -> EventsTaken:
-        """Write events to the log; those that make no sense are left out. It may read the log."""
-        known = self._find(events)
-        slates: dict[str, LoggedSlate] = {}
-        taken: list[Event] = []
-        rejected: list[tuple[str, str]] = []
-        for event in events:
-            theirs = event.user is not None or event.context is not None
-            if theirs and event.request_id not in known:
-                slates.setdefault(event.request_id, self._from_elsewhere(event))
-        problems = self._problems_of(slates)
-        for event in events:
-            slate = known.get(event.request_id) or slates.get(event.request_id)
-            reason = problems.get(event.request_id) or self._odd(event, slate)
-            if reason is None:
-                taken.append(self._event(event))
-            else:
-                rejected.append((event.event_id, reason))
-        return EventsTaken(rejected, self.journal.append(list(slates.values()), taken))
-
     def put_ads(self, rows: Sequence[dict[str, Any]]) -> None:
         """Add or change ads, for good.
 
@@ -205,8 +186,17 @@ class Service:
         self.versions.change_ads([AdChange(ad_id=ad_id, status=status)])
 
     def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
-        """Ads whose id contains a text: how many there are, and the first few."""
-        return self._ask(lambda current: current.find_ads(text, count))
+        """Ads whose id contains a text: how many there are, and the first few.
+
+        Raises:
+            OverloadError: others are searched for just now; answers would wait for both searches.
+        """
+        if not self._searching.acquire(blocking=False):
+            raise OverloadError("ads are being searched; ask again in a while")
+        try:
+            return self._ask(lambda current: current.find_ads(text, count))
+        finally:
+            self._searching.release()
 
     def ad(self, ad_id: str) -> AdInfo | None:
         """An ad of the catalogue."""
@@ -219,9 +209,12 @@ class Service:
     def erase_user(self, user_id: str) -> int:
         """Erase a user from the state, the log, and every version to come that learned before;
         returns how many slates there were."""
-        slates = self.versions.erase_user(user_id)
-        self.journal.forget(user_id)
-        return slates
+        self._flush_without([user_id])
+        return self.versions.erase_user(user_id)
+
+    def drain(self) -> None:
+        """Be ready no more; requests are answered all the same, until the end."""
+        self.draining = True
 
     def about(self) -> dict[str, Any]:
         """The version that answers, and those that could."""
@@ -240,17 +233,27 @@ class Service:
         """Whether requests are answered and events can be written.
 
         Raises:
-            OverloadError: requests are not.
+            OverloadError: requests are not, or it drains.
             EventLogError: events cannot.
         """
+        if self.draining:
+            raise OverloadError("the server drains; send requests to another")
         self._ask(lambda current: current.size())
-        self.journal.append([], []).result(timeout=_READY_S)
+        try:
+            self.journal.append([], []).result(timeout=_READY_S)
+        except TimeoutError as error:
+            raise EventLogError(f"nothing was written for {_READY_S:g} s") from error
 
     def measure_skew(self) -> Skew:
         """Compare what the models were told with what the log says; see `skew.py`."""
-        recommender, known = load(self.current.folder, self._log, clock=self._clock)
-        until_ms = self._clock()
-        return measure_skew(recommender, self._log, after_ms=known.log_end_ms, until_ms=until_ms)
+        current, log, clock = self.current, self._log, self._clock
+
+        def measure() -> Skew:
+            like = current.backend
+            recommender, known = load(current.folder, log, clock=clock, mapped=True, like=like)
+            return measure_skew(recommender, log, after_ms=known.log_end_ms, until_ms=clock())
+
+        return in_background(measure)
 
     def _load(self, folder: Path, like: BackendName | None, kept: Kept | None) -> Answering:
         config, log, clock = self.config, self._log, self._clock
@@ -267,12 +270,14 @@ class Service:
         """Delete what is older than the settings allow; returns how many slates."""
         if self.config.keep_days is None:
             return 0
-        return self._log.prune(self._clock() - self.config.keep_days * MS_PER_DAY)
+        before_ms = self._clock() - self.config.keep_days * MS_PER_DAY
+        return self._log.prune(before_ms, stop=self._closing)
 
     def close(self) -> None:
         """Answer what waits, write what waits, and end."""
         self._closing.set()
-        self._follower.join()
+        for thread in self._beside:
+            thread.join()
         self.batcher.close()
         self.journal.close()
         self.versions.close()
@@ -297,9 +302,10 @@ class Service:
         click = self.current.schema.click.name
         impressions, clicks, expected = 0, 0, 0.0
         for event in events:
-            scores = {ad.ad_id: ad.score for ad in slates[event.request_id].ads}
+            slate = slates.get(event.request_id)
+            scores = {} if slate is None else {ad.ad_id: ad.score for ad in slate.ads}
             score = scores.get(event.ad_id)
-            if score is None:  # it was shown elsewhere
+            if score is None:  # it was shown elsewhere, or its user is erased
                 continue
             clicks += event.kind == click
             if event.kind == IMPRESSION:
@@ -320,26 +326,49 @@ class Service:
             return False
         return messages is not None
 
+    def _flush_without(self, user_ids: Sequence[str]) -> None:
+        """Take no more events of some users' answers, and have those written that wait: what is
+        erased from the log then does not come after it."""
+        self.journal.forget(user_ids)
+        if self.news is not None:
+            self.news.forget()
+        try:
+            self.journal.append([], []).result(timeout=_FLUSH_S)
+        except TimeoutError as error:
+            raise EventLogError(f"nothing was written for {_FLUSH_S:g} s; try again") from error
+
+    def _forget_slates(self, user_ids: Sequence[str]) -> None:
+        """Another process has erased users: so is what this one still knows of their answers."""
+        self._flush_without(user_ids)
+        self._log.sweep_erased(user_ids)
+
     def _follow(self) -> None:
-        """Take in what other processes have written to the log, and delete what is too old, now and
-        then, until the end."""
-        pruned = -_PRUNE_S
+        """Take in what other processes have written to the log, until the end."""
         while not self._closing.wait(self.config.follow_ms / 1000.0):
             try:
                 self.versions.follow()
-                if time.monotonic() > pruned + _PRUNE_S:
-                    self.prune()
-                    pruned = time.monotonic()
-            except EventLogError as error:
-                _log.warning("the log cannot be followed: %s", error)
+            except Exception as error:  # whatever it was, it has to go on
+                known = isinstance(error, AdRecError)
+                _log.warning("the log cannot be followed: %s", error, exc_info=not known)
                 self._closing.wait(_READY_S)
+
+    def _prune(self) -> None:
+        """Delete what is too old, every hour, until the end."""
+        while not self._closing.is_set():
+            try:
+                self.prune()
+            except Exception as error:
+                known = isinstance(error, AdRecError)
+                _log.warning("the log cannot be pruned: %s", error, exc_info=not known)
+            self._closing.wait(_PRUNE_S)
 
     def _answer(self, asks: Sequence[_Asked]) -> Sequence[Answered | Exception]:
         """Answer a batch; all of it by one version."""
         heard = self._hear()
-        schema = self.current.schema
-        currency = schema.currency if schema.bid_micros is not None else None
-        found = self._ask(lambda current: current.answer([one.ask for one in asks]))
+        all_asks = [one.ask for one in asks]
+        schema, found = self._ask(
+            lambda current: (current.version.schema, current.answer(all_asks))
+        )
         answers: list[Answered | Exception] = []
         for asked, one in zip(asks, found, strict=True):
             if isinstance(one, Exception):
@@ -347,7 +376,7 @@ class Service:
             else:
                 logged = _logged(asked.ask.request, one.slate)
                 answers.append(
-                    Answered(logged, one.slate, currency, asked.explain, not heard, one.about)
+                    Answered(logged, one.slate, schema, asked.explain, not heard, one.about)
                 )
         self.journal.note([one.logged for one in answers if isinstance(one, Answered)])
         return answers
@@ -367,62 +396,6 @@ class Service:
                     raise OverloadError(
                         f"version {current.version.name} is being loaded anew; ask again in a while"
                     ) from error
-
-    def _find(self, events: Sequence[EventIn]) -> dict[str, LoggedSlate]:
-        """Slates of events; one that another process has just answered may still be on its way to
-        the log."""
-        request_ids = {event.request_id for event in events}
-        ours = {e.request_id for e in events if e.user is None and e.context is None}
-        deadline = time.monotonic() + (_ON_ITS_WAY_S if self._shared else 0.0)
-        while True:
-            found = self.journal.find(request_ids)
-            if ours <= found.keys() or time.monotonic() >= deadline:
-                return found
-            time.sleep(_ON_ITS_WAY_S / 10.0)
-
-    def _from_elsewhere(self, event: EventIn) -> LoggedSlate:
-        return LoggedSlate(
-            request_id=event.request_id,
-            at_ms=self._clock() if event.at_ms is None else event.at_ms,
-            user_id=as_text(event.user),
-            version=_ELSEWHERE,
-            ads=(Shown(ad_id=as_text(event.ad_id) or ""),),
-            context=event.context or {},
-        )
-
-    def _problems_of(self, slates: Mapping[str, LoggedSlate]) -> dict[str, str]:
-        """What does not fit in slates that were answered elsewhere, by request."""
-        if not slates:
-            return {}
-        requests = [Request(user=one.user_id, context=one.context) for one in slates.values()]
-        found = self._ask(lambda current: current.check(requests))
-        return {key: one for key, one in zip(slates, found, strict=True) if one is not None}
-
-    def _odd(self, event: EventIn, slate: LoggedSlate | None) -> str | None:
-        """Why an event is not taken, if so."""
-        allowed = kinds(self.current.schema.tasks)
-        if event.kind not in allowed:
-            return f"kind is '{event.kind}'; choose {', '.join(allowed)}"
-        if event.at_ms is not None and event.at_ms > self._clock() + _EARLY_MS:
-            return f"at_ms is {event.at_ms}, which is in the future"
-        if slate is None:
-            return (
-                f"no answer has the request_id '{event.request_id}'; for an ad that was shown "
-                "elsewhere, give user or context"
-            )
-        if as_text(event.ad_id) not in {ad.ad_id for ad in slate.ads}:
-            return f"answer '{event.request_id}' has no ad '{event.ad_id}'"
-        return None
-
-    def _event(self, event: EventIn) -> Event:
-        return Event(
-            event_id=event.event_id,
-            kind=event.kind,
-            request_id=event.request_id,
-            ad_id=as_text(event.ad_id) or "",
-            at_ms=self._clock() if event.at_ms is None else event.at_ms,
-            value=event.value,
-        )
 
 
 def _logged(request: Request, slate: Slate) -> LoggedSlate:

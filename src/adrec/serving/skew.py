@@ -21,7 +21,8 @@ from adrec.data.log_entries import Event, LoggedSlate, outcomes_of
 from adrec.data.log_export import impression_frame
 from adrec.data.tables import under_own_names
 from adrec.features.batches import Past
-from adrec.features.state import Rows, State
+from adrec.features.rows import Rows
+from adrec.features.state import State
 from adrec.recommender import Recommender
 from adrec.slates import past_of
 

@@ -11,13 +11,12 @@ from fastapi.responses import JSONResponse
 
 from adrec.errors import AdRecError, BundleError, DataError, EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
-from adrec.serving.metrics import Metrics
 
 _TOLD = 10  # problems of a body, at most
 
 
-def handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Have an application answer errors, and count what it refuses."""
+def handle_errors(app: FastAPI) -> None:
+    """Have an application answer errors."""
     statuses: dict[type[AdRecError], int] = {
         AskedWrongError: 422,
         DataError: 422,
@@ -29,8 +28,6 @@ def handle_errors(app: FastAPI, metrics: Metrics) -> None:
     async def handle(request: Request, error: Exception) -> Response:
         status = next(code for kind, code in statuses.items() if isinstance(error, kind))
         headers = {"Retry-After": "1"} if status in (429, 503) else {}
-        if status == 429:
-            metrics.refused.inc()
         return JSONResponse({"detail": str(error)}, status, headers)
 
     async def handle_invalid(request: Request, error: Exception) -> Response:

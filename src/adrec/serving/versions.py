@@ -6,24 +6,28 @@ once for all that belongs together, so no answer mixes versions; the old one is 
 answer that began with it is done. A version that cannot be loaded changes nothing.
 
 Several processes may serve from one log. What one of them takes in (events, changed ads, erased
-users, the version to answer with) stands in the log, and the others `follow` it.
+users, the version to answer with) stands in the log, and the others `follow` it. A server that is
+started answers with the version that the log names, unless another was published since.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adrec.bundle import find_version, run_of
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks
-from adrec.errors import BundleError, DataError, EventLogError
+from adrec.data.log_entries import AdChange, Event, LoggedSlate, Marks, Wanted
+from adrec.errors import AdRecError, BundleError, EventLogError
 from adrec.inference.backends import BackendName
 from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering
 
 _log = logging.getLogger(__name__)
+
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 600.0  # before a load that failed is tried again
 
 Load = Callable[[Path, BackendName | None, Kept | None], Answering]
 """Loads a version's folder, on a backend if one is named, from what was kept of it if something
@@ -42,10 +46,10 @@ class Versions:
         clock: Callable[[], int],
         since: int | None = None,
     ) -> None:
-        """Load the version that a run's `current` names, or a version's own folder.
+        """Load the version to begin with.
 
         Args:
-            folder: of a run or a version.
+            folder: of a run, as `first_version` takes it, or of a version.
             log: whose events the version is told.
             load: raises `BundleError` if a version is damaged.
             clock: time of requests, UTC milliseconds.
@@ -56,15 +60,21 @@ class Versions:
             BundleError: there is none, or it is damaged.
         """
         self._run, self._log, self._load, self._clock = run_of(folder), log, load, clock
-        self._swapping, self._telling = threading.Lock(), threading.Lock()
-        self._keeping, self._closed = threading.Lock(), False
+        self._loading, self._changing = threading.Lock(), threading.Lock()
+        self._telling, self._keeping = threading.Lock(), threading.Lock()
+        self._closed = False
         self._kept: dict[str, Kept] = {}
-        self._known = log.marks()
-        named = since is not None and self._known.versions > since
-        first = self._run / "versions" / self._known.version if named else find_version(folder)
+        self._known = known = log.marks()
+        self._heeded = known.versions
+        self._failed, self._retry_at = 0, 0.0
+        named = since is not None and known.versions > since
+        versions, wanted = self._run / "versions", known.wanted
+        first = versions / wanted.name if named else first_version(folder, wanted)
         self.current = load(first, None, None)
-        self.previous: str | None = None
+        self.previous = wanted.previous if first.name == wanted.name else None
         """Name of the version that answered before."""
+        self.on_erased: Callable[[Sequence[str]], None] = lambda user_ids: None
+        """Told of users whom another process has erased."""
         self._keep(self.current)
 
     def names(self) -> list[str]:
@@ -80,9 +90,10 @@ class Versions:
         Raises:
             BundleError: it is missing or damaged; the old one goes on.
         """
-        with self._swapping:
+        with self._loading:
             loaded = self._swap(name)
-            self._log.want_version(loaded.version.name)
+            over = find_version(self._run).name
+            self._heeded = self._log.want_version(Wanted(loaded.version.name, over, self.previous))
             return loaded
 
     def _swap(self, name: str | None) -> Answering:
@@ -95,7 +106,7 @@ class Versions:
                 f"there is no version '{name}' in {self._run}; there are " + ", ".join(self.names())
             )
         old = self.current.version.name
-        self._take_over(folder, previous=old)
+        self._take_over(folder, previous=self.previous if folder.name == old else old)
         _log.info("version %s answers, %s no more", self.current.version.name, old)
         return self.current
 
@@ -103,12 +114,14 @@ class Versions:
         """Have a version answer in place of the one that does."""
         if self._closed:
             raise BundleError("the server ends")
-        old = self.current
+        old, before = self.current, self._log.marks()
         loaded = self._load(folder, old.version.backend, self._kept.get(folder.name))
         try:
-            with self._telling:
-                loaded.catch_up()
-                self.current, self.previous = loaded, previous
+            with self._changing:
+                self._take_in(loaded, since=before)
+                with self._telling:
+                    loaded.catch_up()
+                    self.current, self.previous = loaded, previous
         except BaseException:
             loaded.close()
             raise
@@ -143,7 +156,7 @@ class Versions:
             BundleError: there was none, or it is gone.
         """
         if self.previous is None:
-            raise BundleError("no other version has answered since the server was started")
+            raise BundleError("no other version has answered before")
         return self.swap(self.previous)
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
@@ -152,7 +165,7 @@ class Versions:
         Raises:
             DataError: a value does not fit, or an ad is unknown.
         """
-        with self._swapping:
+        with self._changing:
             self.current.change_ads(changes)
             number = self._log.change_ads(changes)
             if number == self._known.ads + 1:  # else others have changed some, which `follow` sees
@@ -165,6 +178,8 @@ class Versions:
         of_request = {slate.request_id: slate for slate in slates}
         unknown = {event.request_id for event in events} - of_request.keys()
         of_request |= self._log.slates(unknown)
+        if events[0].seq > self.current.told + 1:  # others write to the log, too
+            self._follow_ads(self._log.marks())
         with self._telling:
             self.current.tell(of_request, events)
 
@@ -175,19 +190,28 @@ class Versions:
             EventLogError: the log cannot be read; the next time takes in all the same.
         """
         marks = self._log.marks()
+        self._follow_ads(marks)
         if marks.last > self.current.told:
             with self._telling:
-                self.current.catch_up()
-        if marks.erasures != self._known.erasures:
+                self.current.catch_up(marks.last)
+        if time.monotonic() < self._retry_at or self._loading.locked():
+            return
+        if marks.versions > self._heeded:
+            self._beside(self._follow_version)
+        elif not self.current.whole:
+            self._beside(self._replace)
+
+    def _follow_ads(self, marks: Marks) -> None:
+        """Take in changed ads and erased users: before events that came after them."""
+        with self._changing:
+            known = self._known
+            if (marks.ads, marks.erasures) == (known.ads, known.erasures):
+                return
+            erased = self._take_in(self.current, since=known)
+            self._known = marks
+        if erased:
             self._forget_erased()
-        if (marks.ads, marks.erasures) != (self._known.ads, self._known.erasures):
-            with self._swapping:
-                self._take_in(self._known)
-        if marks.versions > self._known.versions and marks.version != self.current.version.name:
-            self._beside(self._follow_version, marks.version)
-        elif not self.current.whole and not self._swapping.locked():
-            self._beside(self._replace, self.current)
-        self._known = marks
+            self.on_erased(erased)
 
     def erase_user(self, user_id: str) -> int:
         """Erase a user from the state and from the log, and from every version to come that learned
@@ -199,36 +223,57 @@ class Versions:
 
     def close(self) -> None:
         """Let the version go that answers."""
-        with self._swapping:
+        with self._loading:
             self._closed = True
             self.current.close()
             self._kept = {}
 
-    def _beside(self, work: Callable[..., None], about: object) -> None:
-        threading.Thread(target=work, args=(about,), name="versions", daemon=True).start()
+    def _beside(self, work: Callable[[], None]) -> None:
+        """Load a version in a thread of its own; if that fails, none for a while."""
 
-    def _follow_version(self, name: str) -> None:
-        with self._swapping:
-            try:
-                if name != self.current.version.name:
-                    self._swap(name)
-            except (BundleError, EventLogError) as error:
-                _log.error("version %s goes on: %s", self.current.version.name, error)
+        def load() -> None:
+            with self._loading:
+                try:
+                    work()
+                    self._failed = 0
+                except AdRecError as error:
+                    pause_s = min(_PAUSE_S * 2**self._failed, _LONGEST_PAUSE_S)
+                    self._failed, self._retry_at = self._failed + 1, time.monotonic() + pause_s
+                    _log.error("version %s goes on: %s", self.current.version.name, error)
 
-    def _replace(self, broken: Answering) -> None:
+        threading.Thread(target=load, name="versions", daemon=True).start()
+
+    def _follow_version(self) -> None:
+        marks = self._log.marks()
+        if marks.versions > self._heeded and marks.wanted.name != self.current.version.name:
+            self._swap(marks.wanted.name)
+        self._heeded = marks.versions
+
+    def _replace(self) -> None:
         """Load the version anew of which something was lost."""
-        with self._swapping:
-            try:
-                if broken is self.current:
-                    self._take_over(broken.version.folder, previous=self.previous)
-                    _log.info("version %s is whole again", broken.version.name)
-            except (BundleError, EventLogError) as error:
-                _log.error("version %s stays as it is: %s", broken.version.name, error)
+        broken = self.current
+        if not broken.whole:
+            self._take_over(broken.version.folder, previous=self.previous)
+            _log.info("version %s is whole again", broken.version.name)
 
-    def _take_in(self, since: Marks) -> None:
-        """Changed ads and erased users since some marks."""
-        try:
-            self.current.restore_ads(self._log.ad_changes(after=since.ads))
-        except DataError as error:  # an ad of a version with another schema
-            _log.error("ads that were changed elsewhere do not fit: %s", error)
-        self.current.forget(self._log.erased(after=since.erasures))
+    def _take_in(self, version: Answering, *, since: Marks) -> list[str]:
+        """Have a version know of ads that were changed and users who were erased since some marks;
+        those users."""
+        version.restore_ads(self._log.ad_changes(after=since.ads))
+        erased = self._log.erased(after=since.erasures)
+        version.forget(erased)
+        return erased
+
+
+def first_version(folder: Path, wanted: Wanted) -> Path:
+    """Folder of the version to begin with: the one that servers of a log were told to answer with,
+    as long as the run's `current` names what it named then; else what that names, or the folder
+    itself if it is a version's.
+
+    Raises:
+        BundleError: there is none.
+    """
+    published = find_version(folder)
+    named = published.parent / wanted.name
+    stands = folder != published and wanted.over == published.name and wanted.name
+    return named if stands and named.is_dir() else published

@@ -9,27 +9,33 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path, Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from adrec.data.log_entries import AdStatus, LoggedSlate
+from adrec.data.parsing import as_text
+from adrec.features.counters import counter_names
 from adrec.recommender import Recommender
+from adrec.schema import Schema
 from adrec.slates import RankedAd, Request, Slate
 
 _MOST_TEXT, _MOST_LIST, _MOST_FIELDS = 512, 1_000, 256
 
-Text = Annotated[str, Field(max_length=_MOST_TEXT)]
+_NO_NUL = r"^[^\x00]*$"  # PostgreSQL cannot hold it
+
+Text = Annotated[str, Field(max_length=_MOST_TEXT, pattern=_NO_NUL)]
+Name = Annotated[Text, Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Scalar = bool | Annotated[int, Field(ge=-(2**53), le=2**53)] | Number | Text | None
-Id = (
-    Annotated[str, Field(min_length=1, max_length=_MOST_TEXT)]
-    | Annotated[int, Field(ge=0, le=2**53)]
-)
+Id = Name | Annotated[int, Field(ge=0, le=2**53)]
 Value = Scalar | Annotated[list[Scalar], Field(max_length=_MOST_LIST)]
 Fields = Annotated[dict[Text, Value], Field(max_length=_MOST_FIELDS)]
 Terms = Annotated[
     dict[Text, Annotated[list[Scalar], Field(max_length=_MOST_LIST)]], Field(max_length=16)
 ]
 TimeMs = Annotated[int, Field(ge=0, lt=2**53)]
+PathId = Annotated[Name, Path(), AfterValidator(as_text)]
+QueryId = Annotated[Name, Query()]
 
 
 class _Wire(BaseModel):
@@ -108,7 +114,8 @@ class RecommendOut(_Wire):
     ads: list[AdOut] = Field(description="Best first.")
     stage_ms: dict[str, float] = Field(description="Where the time went, of the whole batch.")
     seen: dict[str, Any] | None = Field(
-        default=None, description="What the models were told: histories, and counters of each ad."
+        default=None,
+        description="What the models were told: histories, counters of each ad, and their names.",
     )
 
 
@@ -127,11 +134,11 @@ class BatchOut(_Wire):
 class EventIn(_Wire):
     """What came of an ad."""
 
-    event_id: Annotated[str, Field(min_length=1, max_length=_MOST_TEXT)] = Field(
+    event_id: Name = Field(
         description="Yours; the same id again is the same event, and counts once."
     )
     kind: Text = Field(description="`impression`, or the name of a task, e.g. `click`.")
-    request_id: Annotated[str, Field(min_length=1, max_length=_MOST_TEXT)] = Field(
+    request_id: Name = Field(
         description="Of the answer that held the ad; your own for an ad that was shown elsewhere."
     )
     ad_id: Id
@@ -185,6 +192,11 @@ class AdsIn(_Wire):
         min_length=1, description="Raw values by column, as the table of ads has them."
     )
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"ads": [{"ad_id": "new-1", "bid_micros": 250_000}]}},
+    )
+
 
 class StatusIn(_Wire):
     """Whether ads are shown."""
@@ -218,11 +230,11 @@ class UserOut(_Wire):
 
 @dataclass(frozen=True)
 class Answered:
-    """A slate with its entry in the log, and the currency of its prices."""
+    """A slate with its entry in the log, and the schema of its version."""
 
     logged: LoggedSlate
     slate: Slate
-    currency: str | None
+    schema: Schema
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
     degraded: bool
@@ -232,18 +244,19 @@ class Answered:
 
     def as_json(self) -> dict[str, Any]:
         """`RecommendOut` as plain values."""
-        slate = self.slate
+        slate, schema = self.slate, self.schema
+        currency = None if schema.bid_micros is None else schema.currency
         found = {
             "request_id": self.logged.request_id,
             "user": slate.user,
             "version": slate.version,
             "at_ms": self.logged.at_ms,
             "degraded": self.degraded,
-            "ads": [_ad(place, ad, self.currency) for place, ad in enumerate(slate.ads, 1)],
+            "ads": [_ad(place, ad, currency) for place, ad in enumerate(slate.ads, 1)],
             "stage_ms": {name: round(ms, 3) for name, ms in slate.stage_ms.items()},
         }
         if self.explain and slate.seen is not None:
-            found["seen"] = asdict(slate.seen)
+            found["seen"] = asdict(slate.seen) | {"counter_names": counter_names(schema)}
         return found
 
 

@@ -1,9 +1,10 @@
 """Workers: several processes that serve on the same ports.
 
 The parent listens and starts the workers, which accept on its sockets; it prints the addresses once
-all are ready, starts one anew that died, passes SIGTERM on, and ends when all have ended. What one
-worker takes in the others follow through the event log (`versions.py`), and through Redis where
-there is one (`news.py`). Each maps the index from disk, so that its pages are in memory once.
+all are ready, starts one anew that died, passes SIGTERM and SIGUSR1 (drain) on, and ends when all
+have ended. What one worker takes in the others follow through the event log (`versions.py`), and
+through Redis where there is one (`news.py`). Each maps the index from disk, so that its pages are
+in memory once.
 """
 
 import contextlib
@@ -38,6 +39,8 @@ class Place:
 
     listeners: list[socket.socket]
     """Of the requests and of the admin."""
+    version: str
+    """Name of the version that the parent began with."""
     since: int
     """Changes of the version when the parent began; see `Versions`."""
     ready: int
@@ -49,24 +52,35 @@ class Place:
             os.write(self.ready, b".")
         os.close(self.ready)
 
+    def drain(self) -> None:
+        """Have all workers drain."""
+        os.kill(os.getppid(), signal.SIGUSR1)
+
 
 def my_place() -> Place | None:
     """What this process was given, if it is a worker."""
     given = os.environ.pop(_PLACE, None)
     if given is None:
         return None
-    first, second, ready, since = map(int, given.split(","))
-    return Place([socket.socket(fileno=fd) for fd in (first, second)], since, ready)
+    *numbers, version = given.split(",", 4)
+    first, second, ready, since = map(int, numbers)
+    return Place([socket.socket(fileno=fd) for fd in (first, second)], version, since, ready)
 
 
 def run_workers(
-    count: int, listeners: list[socket.socket], since: int, *, ready: Callable[[], None]
+    count: int,
+    listeners: list[socket.socket],
+    version: str,
+    since: int,
+    *,
+    ready: Callable[[], None],
 ) -> None:
     """Serve with so many processes until SIGTERM or SIGINT.
 
     Args:
         count: of workers; each runs this process's own command.
         listeners: of the requests and of the admin.
+        version: name of the one to begin with.
         since: changes of the version so far; see `Versions`.
         ready: called once all answer.
 
@@ -74,21 +88,22 @@ def run_workers(
         AdRecError: a worker could not start.
     """
     with tempfile.TemporaryDirectory(prefix="adrec-metrics-") as folder:
-        _Parent(count, listeners, since, folder).run(ready)
+        _Parent(count, listeners, (since, version), folder).run(ready)
 
 
 class _Parent:
     def __init__(
-        self, count: int, listeners: list[socket.socket], since: int, metrics: str
+        self, count: int, listeners: list[socket.socket], begun: tuple[int, str], metrics: str
     ) -> None:
         self._count, self._listeners = count, listeners
-        self._since, self._metrics = since, metrics
+        self._begun, self._metrics = begun, metrics
         self._running: list[subprocess.Popen[bytes]] = []
-        self._stopping = False
+        self._stopping = self._draining = False
 
     def run(self, ready: Callable[[], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGUSR1, self._drain)
         try:
             pipes = [self._start() for _ in range(self._count)]
             answers = [self._wait_for(pipe) for pipe in pipes]
@@ -109,7 +124,7 @@ class _Parent:
         """Start a worker; the descriptor on which it tells that it is ready."""
         reading, writing = os.pipe()
         passed = [*(one.fileno() for one in self._listeners), writing]
-        place = ",".join(map(str, [*passed, self._since]))
+        place = ",".join(map(str, [*passed, *self._begun]))
         environment = os.environ | {_PLACE: place, FOLDER: self._metrics}
         command = [sys.executable, "-m", "adrec.cli", *sys.argv[1:]]
         self._running.append(subprocess.Popen(command, env=environment, pass_fds=passed))
@@ -128,7 +143,7 @@ class _Parent:
         for worker in [one for one in self._running if one.poll() is not None]:
             self._running.remove(worker)
             multiprocess.mark_process_dead(worker.pid, self._metrics)  # type: ignore[no-untyped-call]
-            if self._stopping:
+            if self._stopping or self._draining:  # who came now would be ready
                 return
             _log.error(
                 "worker %d ended with code %s; starting another", worker.pid, worker.returncode
@@ -136,8 +151,15 @@ class _Parent:
             time.sleep(_PAUSE_S)
             os.close(self._start())
 
+    def _drain(self, number: int, frame: FrameType | None) -> None:
+        self._draining = True
+        self._signal(signal.SIGUSR1)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: signal.Signals) -> None:
         for worker in self._running:
             with contextlib.suppress(ProcessLookupError):
-                worker.send_signal(signal.SIGTERM)
+                worker.send_signal(number)
