@@ -64,7 +64,7 @@ def log(request, tmp_path):
 
 def reopened(log):
     """The same database, opened once more."""
-    return EventLog(log._url.render_as_string(hide_password=False))
+    return EventLog(log.url)
 
 
 @pytest.fixture

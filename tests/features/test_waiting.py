@@ -26,7 +26,7 @@ rows = st.lists(
 
 
 def known(waiting: Waiting, at_ms: int) -> list[tuple[float, ...]]:
-    found = waiting.known(at_ms)
+    found = waiting.take_known(at_ms)
     return [] if found is None else sorted(zip(*(part.tolist() for part in found), strict=True))
 
 
@@ -59,9 +59,9 @@ def test_what_waits_long_takes_little_memory() -> None:
     waiting = Waiting()
     for i in range(30_000):
         waiting.add([(10**12 + i, i, i, i % 3, 1.0, 1)])
-    assert len(waiting._single) <= 10_000
-    assert sum(table.height for _, _, table in waiting._tables) >= 20_000
-    found = waiting.known(10**12 + 29_000)
+    assert len(waiting._single) <= 4_000
+    assert sum(map(len, waiting._stores)) >= 26_000
+    found = waiting.take_known(10**12 + 29_000)
     assert found is not None
     assert np.sort(found[0]).tolist() == [*range(29_000)]
-    assert len(waiting._single) + sum(table.height for _, _, table in waiting._tables) == 1_000
+    assert len(waiting._single) + sum(map(len, waiting._stores)) == 1_000

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from adrec.bundle import find_version, make_current, sha256
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import AdChange
 from adrec.errors import BundleError
+from adrec.serving.loaded import Loaded
 from serving.conftest import Server
 from serving.events import event
 
@@ -324,8 +326,50 @@ class TestFollowing:
             self.until(lambda: len(tries) == 4)
         pauses = np.diff(tries)
         assert (pauses > [0.2, 0.4, 0.8]).all()
-        monkeypatch.setattr(other.service.versions, "_retry_at", 0.0)
+        other.service.versions._following.succeeded()
         self.until(lambda: other.recommend(user="17")["version"] == second)
+
+    def test_what_is_lost_is_replaced_also_when_another_version_is_wanted_in_vain(
+        self, server, other, second, monkeypatch
+    ):
+        versions = other.service.versions
+        load, broken = versions._load, versions.current
+
+        def only_the_first(folder, *rest):
+            if folder.name == second:
+                raise ValueError("whatever it is")
+            return load(folder, *rest)
+
+        monkeypatch.setattr(versions, "_load", only_the_first)
+        swap(server, second)
+        self.until(lambda: versions._following._failures)
+        monkeypatch.setattr(Loaded, "whole", property(lambda self: self is not broken))
+        self.until(lambda: versions.current is not broken)
+
+    def test_much_that_was_missed_is_told_in_pieces(self, server, other, monkeypatch):
+        monkeypatch.setattr("adrec.serving.versions._PIECE", 3)
+        told, catch_up = [], Loaded.catch_up
+
+        def noted(self, last=None):
+            if self is other.service.versions.current:
+                told.append(last)
+            catch_up(self, last)
+
+        monkeypatch.setattr(Loaded, "catch_up", noted)
+        answers = [server.recommend(user="17", k=3) for _ in range(4)]
+        mine = other.recommend(user="17")
+        with other.service.versions._changing:
+            server.http.put("/v1/ads", json={"ads": [{"ad_id": "fresh", "bid_micros": 5}]})
+            self.until(lambda: server.service.versions._known.ads == 1)
+            server.report(*(event(answer, ad=ad) for answer in answers for ad in range(3)))
+        assert other.report(event(mine))["accepted"] == 1
+        self.until(lambda: other.service.versions.current.told == 13)
+        assert all(before < after <= before + 3 for before, after in pairwise([0, *told]))
+        server.clock.now_ms += DAY_MS
+        for one in (server, other):
+            self.until(lambda one=one: one.service.versions.current.told == 13)
+        histories = [one.http.get("/v1/users/17").json()["histories"] for one in (server, other)]
+        assert histories[0] == histories[1]
 
 
 class TestErasure:
@@ -340,6 +384,16 @@ class TestErasure:
         server.admin.delete("/admin/users/17")
         rejected = server.report(event(answer, "click"))["rejected"]
         assert "no answer has the request_id" in rejected[0]["reason"]
+
+    def test_reports_go_on_before_it_is_followed(self, serve):
+        """Also where numbers of events are left out, as after one that was sent again."""
+        server = serve(follow_ms=60_000.0, events_timeout_s=1.0)
+        answer, other = server.recommend(user="17"), server.recommend(user="18")
+        for _ in range(2):
+            server.report(event(other))
+        server.admin.delete("/admin/users/17")
+        assert server.report(event(other, "click"))["accepted"] == 1
+        assert len(server.report(event(answer))["rejected"]) == 1
 
     def test_it_outlasts_swaps_and_restarts(self, serve, run_copy, second):
         server = serve(run_copy)

@@ -107,7 +107,7 @@ class Counter:
 
     def _settle(self, at_ms: int) -> None:
         """Add to the sums what is known strictly before `at_ms`."""
-        known = self.waiting.known(at_ms)
+        known = self.waiting.take_known(at_ms)
         if known is not None:
             self._take(*known)
 
@@ -254,21 +254,10 @@ class Counter:
             return
         if happened_ms_N is None:
             happened_ms_N = times_ms_N
-        new = [
-            pl.DataFrame(
-                {
-                    "known_at_ms": happened_ms_N + delay_ms,
-                    "key": keys_N,
-                    "time_ms": happened_ms_N,
-                    "task": np.full(len(keys_N), task),
-                    "outcome": outcomes_NK[:, task],
-                    "shown": np.ones(len(keys_N), np.int64),
-                },
-                schema=WAITING,
-            )
-            for task, delay_ms in enumerate(self._delays_ms)
-        ]
-        self.waiting.replace(pl.concat([self.waiting.table(), *new]))
+        for task, delay_ms in enumerate(self._delays_ms):
+            of_task, shown = np.full(len(keys_N), task), np.ones(len(keys_N), np.int64)
+            happened = happened_ms_N + delay_ms, keys_N, happened_ms_N
+            self.waiting.add_columns([*happened, of_task, outcomes_NK[:, task], shown])
         self._settle(int(times_ms_N[-1]))
 
     def tables(self) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -280,13 +269,13 @@ class Counter:
         sums = pl.DataFrame({"key": keys, "as_of_ms": self.as_of_ms[:used]} | columns)
         return sums, self.waiting.table()
 
-    def restore(self, sums: pl.DataFrame, pending: pl.DataFrame) -> None:
+    def restore(self, sums: pl.DataFrame, waiting: pl.DataFrame) -> None:
         """Take what `tables` gave."""
         self.slots = {key: i for i, key in enumerate(sums["key"].to_list())}
         self.as_of_ms = sums["as_of_ms"].to_numpy(writable=True)
         shape = (sums.height, *self.sums.shape[1:])
         self.sums = sums.drop("key", "as_of_ms").to_numpy().reshape(shape).copy()
-        self.waiting.replace(pending)
+        self.waiting.replace(waiting)
 
 
 @dataclass(frozen=True)

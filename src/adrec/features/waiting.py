@@ -6,7 +6,7 @@ which take a fourth of the memory: with long delays, millions wait.
 
 import heapq
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,8 +21,25 @@ WAITING = {
     "shown": pl.Int64(),
 }
 """Columns of what waits; `shown` is 0 where only the outcome counts, else 1."""
-_KNOWN = tuple(WAITING)[1:]
-_MOST_SINGLE = 10_000
+_TASK = list(WAITING).index("task")
+_MOST_SINGLE = 4_000
+
+Columns = list[NDArray[Any]]
+"""Those of `WAITING`."""
+
+
+class _Store(NamedTuple):
+    """Rows in the order in which they will be known. The first few may be gone already."""
+
+    first_known_at_ms: int
+    number: int
+    """Tells stores apart."""
+    start: int
+    """Of the rows that are left."""
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0]) - self.start
 
 
 class Waiting:
@@ -31,8 +48,8 @@ class Waiting:
     def __init__(self) -> None:
         self._single: list[tuple[int, int, int, int, float, int]] = []
         """Heap of rows."""
-        self._tables: list[tuple[int, int, pl.DataFrame]] = []
-        """Heap of (first known at, number, rows in the order in which they will be known)."""
+        self._stores: list[_Store] = []
+        """Heap, the one that is known first in front."""
         self._number = 0
 
     def add(self, rows: Iterable[tuple[int, int, int, int, float, int]]) -> None:
@@ -41,44 +58,62 @@ class Waiting:
         for row in rows:
             heapq.heappush(single, row)
         if len(single) > _MOST_SINGLE:
-            self._lay_single_by()
+            self._store_single()
 
-    def known(self, at_ms: int) -> list[NDArray[Any]] | None:
+    def add_columns(self, columns: Columns) -> None:
+        """Let many rows wait, too."""
+        order = np.argsort(columns[0], kind="stable")
+        self._push([column[order] for column in columns], 0)
+
+    def take_known(self, at_ms: int) -> Columns | None:
         """Take out what is known strictly before an instant: the columns from `key` on; None if
         nothing is."""
         single, parts = [], []
         while self._single and self._single[0][0] < at_ms:
             single.append(heapq.heappop(self._single))
         if single:
-            _, *columns = map(np.array, zip(*single, strict=True))
-            parts.append(columns)
-        while self._tables and self._tables[0][0] < at_ms:
-            _, _, table = heapq.heappop(self._tables)
-            count = int(table["known_at_ms"].to_numpy().searchsorted(at_ms, side="left"))
-            parts.append([table[name][:count].to_numpy() for name in _KNOWN])
-            self._lay_by(table[count:])
+            parts.append(_columns(single)[1:])
+        while self._stores and self._stores[0].first_known_at_ms < at_ms:
+            _, _, start, columns = heapq.heappop(self._stores)
+            end = int(columns[0].searchsorted(at_ms, side="left"))
+            parts.append([column[start:end] for column in columns[1:]])
+            self._push(columns, end)
         if len(parts) > 1:
-            return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+            return [np.concatenate(several) for several in zip(*parts, strict=True)]
         return parts[0] if parts else None
 
     def table(self) -> pl.DataFrame:
         """All that waits."""
-        single = pl.DataFrame(self._single, schema=WAITING, orient="row")
-        return pl.concat([*(table for _, _, table in sorted(self._tables)), single])
+        parts = [[column[s.start :] for column in s.columns] for s in sorted(self._stores)]
+        parts.append(_columns(self._single))
+        names = zip(WAITING.items(), zip(*parts, strict=True), strict=True)
+        return pl.DataFrame(
+            [pl.Series(name, np.concatenate(several), kind) for (name, kind), several in names]
+        )
 
     def replace(self, table: pl.DataFrame) -> None:
         """Let the rows of a table wait and nothing else."""
-        self._single, self._tables = [], []
-        self._lay_by(table.sort("known_at_ms", maintain_order=True))
+        self._single, self._stores = [], []
+        self.add_columns([table[name].to_numpy() for name in WAITING])
 
-    def _lay_single_by(self) -> None:
-        """Each task's by itself: rows of a table are known at about one time, and it is gone."""
-        single = pl.DataFrame(self._single, schema=WAITING, orient="row")
+    def _store_single(self) -> None:
+        """Each task by itself: its rows are known at about one time, and the store is gone soon."""
+        columns = _columns(self._single)
         self._single = []
-        for table in single.sort("known_at_ms", maintain_order=True).partition_by("task"):
-            self._lay_by(table)
+        for task in np.unique(columns[_TASK]):
+            mine = columns[_TASK] == task
+            self.add_columns([column[mine] for column in columns])
 
-    def _lay_by(self, table: pl.DataFrame) -> None:
-        if table.height:
+    def _push(self, columns: Columns, start: int) -> None:
+        if start < len(columns[0]):
             self._number += 1
-            heapq.heappush(self._tables, (int(table["known_at_ms"][0]), self._number, table))
+            first = int(columns[0][start])
+            heapq.heappush(self._stores, _Store(first, self._number, start, columns))
+
+
+def _columns(rows: list[tuple[int, int, int, int, float, int]]) -> Columns:
+    several = zip(*rows, strict=True) if rows else ((),) * len(WAITING)
+    return [
+        np.array(column, np.float64 if kind == pl.Float64 else np.int64)
+        for column, kind in zip(several, WAITING.values(), strict=True)
+    ]

@@ -36,7 +36,7 @@ def create_admin_app(
         docs_url=None,
         redoc_url=None,
         dependencies=needing(service.config.admin_token),
-        responses={401: _REFUSED, 409: _REFUSED},
+        responses=dict.fromkeys((401, 403, 409, 413, 429, 503), _REFUSED),
     )
     add_docs(app)
     app.add_middleware(

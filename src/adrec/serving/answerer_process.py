@@ -40,7 +40,7 @@ from adrec.serving.logs import log_to_stderr
 
 T = TypeVar("T")
 
-_HANGS_S = 20  # longer than reading the log may stall, see `event_log.py`
+_HANGS_S = 40  # longer than reading the log may stall: `databases.py` ends what takes longer
 _LEAVE_S = 10.0
 _SEED_ENDED = 255  # exit code that we see once the seed has ended, whether or not the process has
 
@@ -87,6 +87,7 @@ class AnswererProcess:
         atexit.register(self._connection.close)  # else we would wait for it for ever
         theirs.close()  # else its end would not be seen
         self._calling, self._sending = threading.Lock(), threading.Lock()
+        self._burying = threading.Lock()
         self.lives = True
         """Whether it can be asked."""
 
@@ -166,9 +167,10 @@ class AnswererProcess:
         self._bury()
 
     def _bury(self) -> None:
-        if self.lives:
-            self.lives = False
-            _log.error("a process that answers %s", self._end(_LEAVE_S))
+        with self._burying:
+            if self.lives:
+                self.lives = False
+                _log.error("a process that answers %s", self._end(_LEAVE_S))
 
     def _is_there(self) -> bool:
         if self._process.is_alive():

@@ -38,6 +38,9 @@ from adrec.slates import Request
 
 T = TypeVar("T")
 
+_MUCH = 1_000  # events that are told at a time, and waited for
+_PART = 2_000  # ads that are changed at a time
+
 
 class Answerers:
     """A version in processes of their own; see `Answering`."""
@@ -114,7 +117,11 @@ class Answerers:
     def catch_up(self, last: int | None = None) -> None:
         """See `Answering`."""
         end = self._log.marks().last if last is None else last
-        self._tell_all(partial(Loaded.catch_up, last=end))
+        work = partial(Loaded.catch_up, last=end)
+        if end - self.told < _MUCH:
+            self._tell_all(work)
+        else:  # answers come in between
+            self._all(work)
         self.told = max(self.told, end)
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
@@ -123,7 +130,9 @@ class Answerers:
 
     def restore_ads(self, changes: Sequence[AdChange]) -> None:
         """See `Answering`."""
-        self._all(partial(Loaded.restore_ads, changes=list(changes)))
+        for start in range(0, len(changes), _PART):  # answers come in between
+            some = list(changes[start : start + _PART])
+            self._all(partial(Loaded.restore_ads, changes=some))
 
     def forget(self, user_ids: Sequence[str]) -> None:
         """See `Answering`."""

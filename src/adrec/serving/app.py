@@ -67,7 +67,7 @@ def create_app(service: Service) -> FastAPI:
         summary="Recommended ads, and what came of them.",
         docs_url=None,
         redoc_url=None,
-        responses={422: _REFUSED},
+        responses=dict.fromkeys((403, 413, 422, 429), _REFUSED),
     )
     add_docs(app)
     app.state.service, app.state.metrics = service, metrics
@@ -85,7 +85,6 @@ def create_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/recommend",
         response_model=RecommendOut | BatchOut,
-        responses={429: _REFUSED},
         tags=["ads"],
     )
     async def recommend(asked: RecommendIn | BatchIn) -> Response:
@@ -172,7 +171,7 @@ def create_app(service: Service) -> FastAPI:
             metrics.bids.labels("billed").inc()
             metrics.events.labels("impression", "accepted").inc()
 
-    @app.get("/v1/ads", responses={429: _REFUSED}, tags=["catalogue"])
+    @app.get("/v1/ads", tags=["catalogue"])
     async def list_ads(
         search: Annotated[str, Query(max_length=512, description="Part of an id.")] = "",
         limit: Annotated[int, Query(ge=1)] = 20,
@@ -183,9 +182,12 @@ def create_app(service: Service) -> FastAPI:
         return AdsOut(total=total, ads=ads)
 
     @app.put(
-        "/v1/ads", status_code=204, responses={401: _REFUSED}, dependencies=events_only,
+        "/v1/ads",
+        status_code=204,
+        responses={401: _REFUSED, 503: _REFUSED},
+        dependencies=events_only,
         tags=["catalogue"],
-    )  # fmt: skip
+    )
     async def put_ads(put: AdsIn) -> None:
         """Add ads, or change those whose id is known; the next request knows of them."""
         _at_most(len(put.ads), service.config.limits.ads, "ads")
@@ -202,7 +204,7 @@ def create_app(service: Service) -> FastAPI:
     @app.put(
         "/v1/ads/{ad_id:path}/status",
         status_code=204,
-        responses={401: _REFUSED, 404: _REFUSED},
+        responses={401: _REFUSED, 404: _REFUSED, 503: _REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
@@ -213,7 +215,7 @@ def create_app(service: Service) -> FastAPI:
     @app.delete(
         "/v1/ads/{ad_id:path}",
         status_code=204,
-        responses={401: _REFUSED, 404: _REFUSED},
+        responses={401: _REFUSED, 404: _REFUSED, 503: _REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )

@@ -378,7 +378,8 @@ class Service:
                 answers.append(
                     Answered(logged, one.slate, schema, asked.explain, not heard, one.about)
                 )
-        self.journal.note([one.logged for one in answers if isinstance(one, Answered)])
+        if slates := [one.logged for one in answers if isinstance(one, Answered)]:
+            self.journal.note(slates)
         return answers
 
     def _ask(self, call: Callable[[Answering], T]) -> T:

@@ -28,6 +28,7 @@ from adrec.serving.loaded import Answering
 _log = logging.getLogger(__name__)
 
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 600.0  # before a load that failed is tried again
+_PIECE = 1_000  # events that are told at a time where many were missed
 
 Load = Callable[[Path, BackendName | None, Kept | None], Answering]
 """Loads a version's folder, on a backend if one is named, from what was kept of it if something
@@ -66,7 +67,8 @@ class Versions:
         self._kept: dict[str, Kept] = {}
         self._known = known = log.marks()
         self._heeded = known.versions
-        self._failed, self._retry_at = 0, 0.0
+        self._following, self._replacing = _Tries(), _Tries()
+        self._unswept: list[str] = []  # users who were erased
         named = since is not None and known.versions > since
         versions, wanted = self._run / "versions", known.wanted
         first = versions / wanted.name if named else first_version(folder, wanted)
@@ -74,7 +76,7 @@ class Versions:
         self.previous = wanted.previous if first.name == wanted.name else None
         """Name of the version that answered before."""
         self.on_erased: Callable[[Sequence[str]], None] = lambda user_ids: None
-        """Told of users whom another process has erased."""
+        """Told by `follow` of users who were erased."""
         self._keep(self.current)
 
     def names(self) -> list[str]:
@@ -91,20 +93,24 @@ class Versions:
             BundleError: it is missing or damaged; the old one goes on.
         """
         with self._loading:
-            loaded = self._swap(name)
-            over = find_version(self._run).name
+            over = self._published()  # before loading, as another may be published meanwhile
+            loaded = self._swap(name or over)
             self._heeded = self._log.want_version(Wanted(loaded.version.name, over, self.previous))
             return loaded
 
-    def _swap(self, name: str | None) -> Answering:
-        if name is None:
-            folder = find_version(self._run)
-        elif name in self.names():
-            folder = self._run / "versions" / name
-        else:
+    def _published(self) -> str:
+        """Name of the version that the run's `current` names; '' if that is missing."""
+        try:
+            return find_version(self._run).name
+        except BundleError:
+            return ""
+
+    def _swap(self, name: str) -> Answering:
+        if name not in self.names():
             raise BundleError(
                 f"there is no version '{name}' in {self._run}; there are " + ", ".join(self.names())
             )
+        folder = self._run / "versions" / name
         old = self.current.version.name
         self._take_over(folder, previous=self.previous if folder.name == old else old)
         _log.info("version %s answers, %s no more", self.current.version.name, old)
@@ -121,6 +127,8 @@ class Versions:
                 self._take_in(loaded, since=before)
                 with self._telling:
                     loaded.catch_up()
+                    if not loaded.whole:
+                        raise BundleError(f"{folder.name}: some of what it was loaded into is lost")
                     self.current, self.previous = loaded, previous
         except BaseException:
             loaded.close()
@@ -181,7 +189,8 @@ class Versions:
         if events[0].seq > self.current.told + 1:  # others write to the log, too
             self._follow_ads(self._log.marks())
         with self._telling:
-            self.current.tell(of_request, events)
+            if events[0].seq <= self.current.told + _PIECE:  # else `follow` tells it piece by piece
+                self.current.tell(of_request, events)
 
     def follow(self) -> None:
         """Take in what other processes have written to the log, and replace what was lost.
@@ -191,27 +200,27 @@ class Versions:
         """
         marks = self._log.marks()
         self._follow_ads(marks)
-        if marks.last > self.current.told:
+        while marks.last > self.current.told:
             with self._telling:
-                self.current.catch_up(marks.last)
-        if time.monotonic() < self._retry_at or self._loading.locked():
-            return
-        if marks.versions > self._heeded:
-            self._beside(self._follow_version)
-        elif not self.current.whole:
-            self._beside(self._replace)
+                self.current.catch_up(min(marks.last, self.current.told + _PIECE))
+        if marks.versions > self._heeded and self._following.due:
+            self._beside(self._follow_version, self._following)
+        elif not self.current.whole and self._replacing.due:
+            self._beside(self._replace, self._replacing)
+        if self._unswept:
+            users = list(self._unswept)
+            self._forget_erased()
+            self.on_erased(users)
+            del self._unswept[: len(users)]
 
     def _follow_ads(self, marks: Marks) -> None:
         """Take in changed ads and erased users: before events that came after them."""
         with self._changing:
             known = self._known
-            if (marks.ads, marks.erasures) == (known.ads, known.erasures):
-                return
-            erased = self._take_in(self.current, since=known)
-            self._known = marks
-        if erased:
-            self._forget_erased()
-            self.on_erased(erased)
+            if marks.ads > known.ads or marks.erasures > known.erasures:
+                self._unswept += self._take_in(self.current, since=known)
+                ads, erasures = max(marks.ads, known.ads), max(marks.erasures, known.erasures)
+                self._known = replace(marks, ads=ads, erasures=erasures)
 
     def erase_user(self, user_id: str) -> int:
         """Erase a user from the state and from the log, and from every version to come that learned
@@ -228,18 +237,20 @@ class Versions:
             self.current.close()
             self._kept = {}
 
-    def _beside(self, work: Callable[[], None]) -> None:
-        """Load a version in a thread of its own; if that fails, none for a while."""
+    def _beside(self, work: Callable[[], None], tries: "_Tries") -> None:
+        """Load a version in a thread of its own, unless one is being loaded."""
+        if self._loading.locked():
+            return
 
         def load() -> None:
             with self._loading:
                 try:
                     work()
-                    self._failed = 0
-                except AdRecError as error:
-                    pause_s = min(_PAUSE_S * 2**self._failed, _LONGEST_PAUSE_S)
-                    self._failed, self._retry_at = self._failed + 1, time.monotonic() + pause_s
-                    _log.error("version %s goes on: %s", self.current.version.name, error)
+                    tries.succeeded()
+                except Exception as error:  # whatever it was, it is not tried again at once
+                    tries.failed()
+                    name, known = self.current.version.name, isinstance(error, AdRecError)
+                    _log.error("version %s goes on: %s", name, error, exc_info=not known)
 
         threading.Thread(target=load, name="versions", daemon=True).start()
 
@@ -263,6 +274,24 @@ class Versions:
         erased = self._log.erased(after=since.erasures)
         version.forget(erased)
         return erased
+
+
+class _Tries:
+    """When something that may fail is tried again: ever more seldom."""
+
+    def __init__(self) -> None:
+        self._failures, self._next = 0, 0.0
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def succeeded(self) -> None:
+        self._failures, self._next = 0, 0.0
+
+    def failed(self) -> None:
+        pause_s = min(_PAUSE_S * 2**self._failures, _LONGEST_PAUSE_S)
+        self._failures, self._next = self._failures + 1, time.monotonic() + pause_s
 
 
 def first_version(folder: Path, wanted: Wanted) -> Path:
