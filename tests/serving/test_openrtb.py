@@ -181,6 +181,8 @@ class TestPrivacy:
             {"device": {"dnt": 1}},
             {"regs": {"coppa": 1}},
             {"regs": {"gdpr": 1}},
+            {"device": {"lmt": "1"}},
+            {"regs": {"ext": {"gdpr": 1}}},  # as in OpenRTB 2.5
         ],
         ids=str,
     )
@@ -194,6 +196,8 @@ class TestPrivacy:
         known = bids(server, example(user={"id": "17"}))[0]["price"]
         asked = example(user={"id": "17", "consent": "CP..."}, regs={"gdpr": 1})
         assert bids(server, asked)[0]["price"] == known
+        early = {"id": "17", "ext": {"consent": "CP..."}}
+        assert bids(server, example(user=early, regs={"gdpr": 1}))[0]["price"] == known
 
 
 class TestNotices:

@@ -329,14 +329,25 @@ def _user(asked: Mapping[str, Any], config: OpenRtbConfig) -> str | None:
         part if isinstance(part := asked.get(name), dict) else {}
         for name in ("device", "regs", "user")
     )
-    hidden = device.get("lmt") == 1 or device.get("dnt") == 1 or regs.get("coppa") == 1
-    if hidden or (regs.get("gdpr") == 1 and not user.get("consent")):
+    hidden = _says(device, "lmt") or _says(device, "dnt") or _says(regs, "coppa")
+    if hidden or (_says(regs, "gdpr") and not _said(user, "consent")):
         return None
     for path in config.user:
         found = _at(path, asked)
         if isinstance(found, str | int) and not isinstance(found, bool) and str(found):
             return _none_if_odd(str(found), _TEXT.validate_python)
     return None
+
+
+def _says(part: Mapping[str, Any], flag: str) -> bool:
+    return _said(part, flag) in (1, "1")
+
+
+def _said(part: Mapping[str, Any], name: str) -> Any:
+    """In its place, or where OpenRTB 2.5 had it."""
+    extension = part.get("ext")
+    early = extension.get(name) if isinstance(extension, dict) else None
+    return part.get(name, early)
 
 
 def _value(place: Place, asked: Mapping[str, Any], imp: Mapping[str, Any]) -> Scalar:
