@@ -8,9 +8,10 @@ import pytest
 
 @dataclass(frozen=True)
 class Form:
-    """How many kills, and how long an outage."""
+    """How many kills, of small processes and of servers, and how long an outage."""
 
     kills: int
+    servers: int
     outage_s: float
     rate: float
 
@@ -19,5 +20,5 @@ class Form:
 def form() -> Form:
     """Short, or long if ADREC_FAULTS says so."""
     if os.environ.get("ADREC_FAULTS") == "long":
-        return Form(kills=200, outage_s=30.0, rate=20.0)
-    return Form(kills=6, outage_s=3.0, rate=15.0)
+        return Form(kills=200, servers=10, outage_s=30.0, rate=20.0)
+    return Form(kills=6, servers=2, outage_s=3.0, rate=15.0)

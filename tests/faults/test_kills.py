@@ -1,17 +1,22 @@
 """kill -9 at random instants: nothing acknowledged is lost, nothing is there twice, and there is
 always a version to load."""
 
+import asyncio
+import contextlib
 import random
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from adrec.bundle import Bundle
 from adrec.data.event_log import EventLog
+from adrec.serving.loadtest import Load, run_load
+from serving.processes import serving
 
 HERE = Path(__file__).parent
 
@@ -45,6 +50,41 @@ def test_no_acknowledged_event_is_lost_or_there_twice(tmp_path, form):
     events = [event for event, _ in log.events()][:50]
     assert log.append([], events) == []
     log.close()
+
+
+def test_a_server_killed_under_load(tiny_run, tmp_path, form):
+    """What it has acknowledged is there for the next one, and its processes have ended."""
+    run, said = Path(shutil.copytree(tiny_run, tmp_path / "run")), []
+    load = Load(20.0, 3.0, [str(i) for i in range(1, 50)], timeout_ms=20_000.0)
+    for _ in range(form.servers):
+        with serving(run) as server, ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(lambda url=server.url: asyncio.run(run_load(url, load)))
+            time.sleep(random.uniform(0.5, 2.5))
+            assert len(processes_of(run)) >= 2
+            server.process.kill()
+            found = loading.result()
+        said.append(found.acknowledged)
+        assert 200 in found.status
+    log = EventLog.in_file(run / "events.db")
+    there = [event.event_id for event, _ in log.events()]
+    log.close()
+    assert len(there) == len(set(there))
+    assert all(said)
+    assert {event_id for some in said for event_id in some} <= set(there)
+    deadline = time.monotonic() + 30.0
+    while left := processes_of(run):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def processes_of(run):
+    """Processes that have a file of a run mapped."""
+    found = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if str(run) in maps.read_text():
+                found.append(int(maps.parent.name))
+    return found
 
 
 def test_there_is_always_a_version_to_load(tiny_run, tmp_path, form):
