@@ -181,11 +181,12 @@ class Versions:
 
     def tell(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
         """Tell the version that answers what was added to the log; for `GroupCommit`."""
+        of_request = {slate.request_id: slate for slate in slates}
+        if unknown := {event.request_id for event in events} - of_request.keys():
+            of_request |= self._log.slates(unknown)
+        events = [event for event in events if event.request_id in of_request]  # not erased
         if not events:
             return
-        of_request = {slate.request_id: slate for slate in slates}
-        unknown = {event.request_id for event in events} - of_request.keys()
-        of_request |= self._log.slates(unknown)
         if events[0].seq > self.current.told + 1:  # others write to the log, too
             self._follow_ads(self._log.marks())
         with self._telling:
