@@ -345,6 +345,7 @@ class TestTokens:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ADMIN_TOKEN}):
             assert server.http.post("/v1/events", json=body, headers=headers).status_code == 401
             assert server.http.delete("/v1/ads/1", headers=headers).status_code == 401
+            assert server.http.get("/v1/users/17", headers=headers).status_code == 401
             assert server.admin.post("/admin/swap", headers=headers).status_code == 401
         mine = {"Authorization": f"Bearer {EVENTS_TOKEN}"}
         assert server.http.post("/v1/events", json=body, headers=mine).status_code == 200

@@ -76,6 +76,7 @@ def test_it_asks_for_a_token_where_one_is_needed(serve):
     }
     assert needing(document) == {
         "post /v1/events", "put /v1/ads", "put /v1/ads/{ad_id}/status", "delete /v1/ads/{ad_id}",
+        "get /v1/users/{user_id}",
     }  # fmt: skip
     admin = server.admin.get("/openapi.json").json()
     assert len(needing(admin)) == len(admin["paths"])

@@ -21,6 +21,9 @@ def needing(token: SecretStr | None) -> list[params.Depends]:
     ) -> None:
         shown = "" if given is None else given.credentials
         if not hmac.compare_digest(shown.encode("latin-1"), expected):
-            raise HTTPException(401, "a token is needed", {"WWW-Authenticate": "Bearer"})
+            why = "this token is not the one" if shown else "a token is needed"
+            raise HTTPException(
+                401, f"{why}: send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
+            )
 
     return [Depends(check)]

@@ -189,7 +189,8 @@ def create_app(service: Service) -> FastAPI:
         tags=["catalogue"],
     )
     async def put_ads(put: AdsIn) -> None:
-        """Add ads, or change those whose id is known; the next request knows of them."""
+        """Add ads, or put them in the place of those whose id is known, with all their fields; the
+        next request knows of them."""
         _at_most(len(put.ads), service.config.limits.ads, "ads")
         await run_in_threadpool(service.put_ads, put.ads)
 
@@ -223,7 +224,12 @@ def create_app(service: Service) -> FastAPI:
         """Take an ad away."""
         await _change(service, ad_id, "removed")
 
-    @app.get("/v1/users/{user_id:path}", tags=["users"])
+    @app.get(
+        "/v1/users/{user_id:path}",
+        responses={401: _REFUSED},
+        dependencies=events_only,
+        tags=["users"],
+    )
     async def get_user(user_id: PathId) -> UserOut:
         """What is known of a user now."""
         return await run_in_threadpool(service.user, user_id)
