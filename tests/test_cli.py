@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,10 +17,12 @@ import typer
 from typer.core import TyperGroup
 
 from adrec import __version__, cli, crossvalidation, options, pipeline
-from adrec.bundle import find_version
+from adrec.bundle import Bundle, find_version
 from adrec.config import RunConfig, load_config
 from adrec.data import layouts, synthetic
+from adrec.data.event_log import EventLog
 from adrec.data.layouts import detect_layout, synthetic_schema
+from adrec.data.log_entries import IMPRESSION, Event, LoggedSlate, Shown
 from adrec.data.synthetic import PRESETS
 from adrec.errors import CheckpointError
 from adrec.features.dataset import Dataset
@@ -610,11 +613,22 @@ def test_log_export_has_the_versions_settings_for_the_new_log(
     out, events = tmp_path / "next", f"sqlite:///{tmp_path}/events.db"
     found = adrec("log", "export", tiny_run, "--out", out, "--events", events)
     assert found.code == 0, found.err
-    assert f"--config {out / 'train.yaml'}" in found.err
+    assert "nothing to add yet" in found.err
     config = load_config(out / "train.yaml", {})
     version = load_config(find_version(tiny_run) / "config.json", {})
     assert (config.ranker, config.training) == (version.ranker, version.training)
-    assert pipeline.open_log(config.data).rows() == pipeline.open_log(version.data).rows()
+    known = pipeline.open_log(config.data).rows()
+    assert known == pipeline.open_log(version.data).rows()
+
+    at_ms = Bundle.open(tiny_run).manifest.log_end_ms + 1
+    ads = (Shown(ad_id="1"),)
+    slate = LoggedSlate(request_id="asked", at_ms=at_ms, user_id="7", version="v", ads=ads)
+    shown = Event(event_id="e", kind=IMPRESSION, request_id="asked", ad_id="1", at_ms=at_ms)
+    with closing(EventLog(events)) as log:
+        log.append([slate], [shown])
+    found = adrec("log", "export", tiny_run, "--out", out, "--events", events)
+    assert f"adrec train --config {out / 'train.yaml'} --out {tiny_run}" in found.err
+    assert pipeline.open_log(config.data).rows() == known + 1
 
 
 class TestExport:

@@ -378,7 +378,10 @@ def parse_config(model: type[ConfigT], content: Any, *, source: str) -> ConfigT:
         return model.model_validate(content)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
+            "  "
+            + ".".join(map(str, item["loc"]))
+            + ": " * bool(item["loc"])
+            + item["msg"].removeprefix("Value error, ")
             + (f" (got {item['input']!r})" if _may_be_shown(item) else "")
             for item in error.errors()
         ]

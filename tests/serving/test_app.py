@@ -246,6 +246,7 @@ class TestIds:
         assert server.http.get(f"/v1/ads/{path}").json()["status"] == "paused"
         assert server.http.delete(f"/v1/ads/{path}").status_code == 204
         assert server.http.get(f"/v1/ads/{path}").json()["status"] == "removed"
+        assert server.http.delete(f"/v1/ads/{path}").status_code == 404
 
         answer = server.recommend(user=name)
         server.report(event(answer))

@@ -266,10 +266,10 @@ class TestMistakes:
         assert post(server, request_).status_code == 400
 
     def test_a_field_that_the_schema_has_not(self, serve):
-        with pytest.raises(ConfigError, match="no ad field is called domain"):
-            serve(openrtb={"domain": "domain"})
-        with pytest.raises(ConfigError, match="no request field is called country"):
-            serve(openrtb={"context": {"country": {"path": "device.geo.country"}}})
+        config = {"domain": "domain", "context": {"country": {"path": "device.geo.country"}}}
+        with pytest.raises(ConfigError, match="no ad field is called domain") as caught:
+            serve(openrtb=config)
+        assert "no request field is called country" in str(caught.value)
 
 
 def request_read(request, **config):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adrec.console import notes, out, show_load, write_json
+from adrec.console import count, notes, out, show_load, write_json
 from adrec.options import JsonFile, Run
 from adrec.progress import Progress
 
@@ -158,14 +158,17 @@ def export(
     done = export_log(
         event_log, known, out_folder, now_ms=now_ms, progress=Progress(notes), only_new=only_new
     )
+    found = f"{count(done.impressions, 'impression')} of {count(len(done.days), 'day')}"
     out.print(
-        f"{done.impressions:,} impressions of {len(done.days)} days; {done.unsettled:,} are left "
-        "until their outcomes are settled"
+        f"{found}; {done.unsettled:,} are left until their outcomes are settled", soft_wrap=True
     )
     settings = out_folder / "train.yaml"
     header = f"# The settings of version {version.name}, for what it served.\n"
     write_config(settings, for_log(config, out_folder), header=header)
-    notes.print(f"wrote {out_folder}; train on it: adrec train --config {settings} --out {folder}")
+    then = "the log has nothing to add yet"
+    if done.impressions:
+        then = f"train on it: adrec train --config {settings} --out {folder}"
+    notes.print(f"wrote {out_folder}; {then}", soft_wrap=True)
 
 
 @log.command(epilog="Example: adrec log check runs/mine")

@@ -9,15 +9,10 @@ from starlette.concurrency import run_in_threadpool
 
 from adrec.errors import BundleError
 from adrec.serving.access import needing
-from adrec.serving.docs import add_docs
-from adrec.serving.guard import Guard
+from adrec.serving.application import begin_app
 from adrec.serving.metrics import Metrics
 from adrec.serving.service import Service
-from adrec.serving.statuses import handle_errors
-from adrec.serving.wire import ErrorOut, PathId
-from adrec.version import __version__
-
-_REFUSED = {"model": ErrorOut}
+from adrec.serving.wire import PathId
 
 
 def create_admin_app(
@@ -30,23 +25,15 @@ def create_admin_app(
         metrics: of the requests' application.
         drain: has all servers of the port drain; None: this one is alone.
     """
-    app = FastAPI(
-        title="adrec admin",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        dependencies=needing(service.config.admin_token),
-        responses=dict.fromkeys((401, 403, 409, 413, 429, 503), _REFUSED),
+    config = service.config
+    app = begin_app(
+        "adrec admin",
+        config,
+        metrics,
+        token=config.admin_token,
+        refusals=(401, 403, 409, 413, 429, 503),
+        dependencies=needing(config.admin_token),
     )
-    add_docs(app)
-    app.add_middleware(
-        Guard,
-        metrics=metrics,
-        most_bytes=service.config.limits.body_bytes,
-        by_token=service.config.admin_token is not None,
-        log_requests=service.config.log_requests,
-    )
-    handle_errors(app)
 
     async def change(work: Callable[[], Any]) -> dict[str, Any]:
         try:

@@ -18,12 +18,11 @@ from adrec.data.log_entries import Event
 from adrec.errors import EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.access import needing
-from adrec.serving.docs import add_docs
-from adrec.serving.guard import Guard
+from adrec.serving.application import REFUSED, begin_app
 from adrec.serving.metrics import Metrics
 from adrec.serving.openrtb import BidRequest, BidResponse, billed
-from adrec.serving.service import Outcomes, Service
-from adrec.serving.statuses import handle_errors
+from adrec.serving.outcomes import Outcomes
+from adrec.serving.service import Service
 from adrec.serving.wire import (
     AdInfo,
     AdsIn,
@@ -31,7 +30,6 @@ from adrec.serving.wire import (
     Answered,
     BatchIn,
     BatchOut,
-    ErrorOut,
     EventsIn,
     EventsOut,
     PathId,
@@ -42,10 +40,8 @@ from adrec.serving.wire import (
     StatusIn,
     UserOut,
 )
-from adrec.version import __version__
 
 T = TypeVar("T")
-_REFUSED = {"model": ErrorOut}
 _CONSOLE = files("adrec.serving") / "console.html"
 _CONSOLE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
@@ -61,26 +57,18 @@ def create_app(service: Service) -> FastAPI:
         waiting=lambda: float(service.batcher.waiting),
         unwritten=lambda: float(service.journal.waiting),
     )
-    app = FastAPI(
-        title="adrec",
-        version=__version__,
+    config = service.config
+    app = begin_app(
+        "adrec",
+        config,
+        metrics,
+        token=config.events_token,
+        refusals=(403, 413, 422, 429),
         summary="Recommended ads, and what came of them.",
-        docs_url=None,
-        redoc_url=None,
-        responses=dict.fromkeys((403, 413, 422, 429), _REFUSED),
     )
-    add_docs(app)
     app.state.service, app.state.metrics = service, metrics
     service.on_events = partial(_note_outcomes, metrics)
-    app.add_middleware(
-        Guard,
-        metrics=metrics,
-        most_bytes=service.config.limits.body_bytes,
-        by_token=service.config.events_token is not None,
-        log_requests=service.config.log_requests,
-    )
-    handle_errors(app)
-    events_only = needing(service.config.events_token)
+    events_only = needing(config.events_token)
 
     @app.post(
         "/v1/recommend",
@@ -91,7 +79,7 @@ def create_app(service: Service) -> FastAPI:
         """The best ads for one request, or for each of several."""
         if isinstance(asked, RecommendIn):
             return _json((await _answer(service, metrics, asked)).as_json())
-        _at_most(len(asked.requests), service.config.limits.requests, "requests")
+        _at_most(len(asked.requests), config.limits.requests, "requests")
         found = await asyncio.gather(
             *(_answer_or_why(service, metrics, one) for one in asked.requests)
         )
@@ -106,15 +94,15 @@ def create_app(service: Service) -> FastAPI:
     @app.post(
         "/v1/events",
         response_model=EventsOut,
-        responses={401: _REFUSED, 503: _REFUSED},
+        responses={401: REFUSED, 503: REFUSED},
         dependencies=events_only,
         tags=["events"],
     )
     async def events(reported: EventsIn) -> EventsOut:
         """Report what came of ads. Those accepted are on disk; the next request knows of them."""
-        _at_most(len(reported.events), service.config.limits.events, "events")
+        _at_most(len(reported.events), config.limits.events, "events")
         taken = await service.intake.take(reported.events)
-        added = await _until_written(taken.written, service.config.events_timeout_s)
+        added = await _until_written(taken.written, config.events_timeout_s)
         for event in added:
             metrics.events.labels(event.kind, "accepted").inc()
         rejected = [Rejected(event_id=key, reason=reason) for key, reason in taken.rejected]
@@ -127,7 +115,7 @@ def create_app(service: Service) -> FastAPI:
         "/openrtb2/bid",
         response_model=BidResponse,
         response_model_exclude_none=True,
-        responses={204: {"description": "No bid."}, 400: _REFUSED},
+        responses={204: {"description": "No bid."}, 400: REFUSED},
         tags=["openrtb"],
     )
     async def bid(asked: BidRequest) -> Response:
@@ -156,7 +144,7 @@ def create_app(service: Service) -> FastAPI:
         """Notice of an exchange: a bid has won. It is counted."""
         metrics.bids.labels("won").inc()
 
-    @app.get("/openrtb2/billing", status_code=204, responses={503: _REFUSED}, tags=["openrtb"])
+    @app.get("/openrtb2/billing", status_code=204, responses={503: REFUSED}, tags=["openrtb"])
     async def billing(
         request: QueryId,
         ad: QueryId,
@@ -167,7 +155,7 @@ def create_app(service: Service) -> FastAPI:
         taken = await service.intake.take([billed(request, ad)])
         if taken.rejected:
             raise HTTPException(422, taken.rejected[0][1])
-        if await _until_written(taken.written, service.config.events_timeout_s):
+        if await _until_written(taken.written, config.events_timeout_s):
             metrics.bids.labels("billed").inc()
             metrics.events.labels("impression", "accepted").inc()
 
@@ -177,24 +165,24 @@ def create_app(service: Service) -> FastAPI:
         limit: Annotated[int, Query(ge=1)] = 20,
     ) -> AdsOut:
         """Ads of the catalogue; one such request at a time, others are refused meanwhile."""
-        _at_most(limit, service.config.limits.ads, "ads")
+        _at_most(limit, config.limits.ads, "ads")
         total, ads = await run_in_threadpool(service.find_ads, search, limit)
         return AdsOut(total=total, ads=ads)
 
     @app.put(
         "/v1/ads",
         status_code=204,
-        responses={401: _REFUSED, 503: _REFUSED},
+        responses={401: REFUSED, 503: REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
     async def put_ads(put: AdsIn) -> None:
         """Add ads, or put them in the place of those whose id is known, with all their fields; the
         next request knows of them."""
-        _at_most(len(put.ads), service.config.limits.ads, "ads")
+        _at_most(len(put.ads), config.limits.ads, "ads")
         await run_in_threadpool(service.put_ads, put.ads)
 
-    @app.get("/v1/ads/{ad_id:path}", responses={404: _REFUSED}, tags=["catalogue"])
+    @app.get("/v1/ads/{ad_id:path}", responses={404: REFUSED}, tags=["catalogue"])
     async def get_ad(ad_id: PathId) -> AdInfo:
         """One ad."""
         found = await run_in_threadpool(service.ad, ad_id)
@@ -205,7 +193,7 @@ def create_app(service: Service) -> FastAPI:
     @app.put(
         "/v1/ads/{ad_id:path}/status",
         status_code=204,
-        responses={401: _REFUSED, 404: _REFUSED, 503: _REFUSED},
+        responses={401: REFUSED, 404: REFUSED, 503: REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
@@ -216,7 +204,7 @@ def create_app(service: Service) -> FastAPI:
     @app.delete(
         "/v1/ads/{ad_id:path}",
         status_code=204,
-        responses={401: _REFUSED, 404: _REFUSED, 503: _REFUSED},
+        responses={401: REFUSED, 404: REFUSED, 503: REFUSED},
         dependencies=events_only,
         tags=["catalogue"],
     )
@@ -226,7 +214,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get(
         "/v1/users/{user_id:path}",
-        responses={401: _REFUSED},
+        responses={401: REFUSED},
         dependencies=events_only,
         tags=["users"],
     )
@@ -239,7 +227,7 @@ def create_app(service: Service) -> FastAPI:
         """Whether the process runs."""
         return {"status": "live"}
 
-    @app.get("/v2/health/ready", responses={503: _REFUSED}, tags=["health"])
+    @app.get("/v2/health/ready", responses={503: REFUSED}, tags=["health"])
     async def ready() -> dict[str, str]:
         """Whether requests are answered and events can be written."""
         try:
@@ -314,7 +302,8 @@ async def _answer_or_why(
 async def _change(
     service: Service, ad_id: str, status: Literal["active", "paused", "removed"]
 ) -> None:
-    if await run_in_threadpool(service.ad, ad_id) is None:
+    found = await run_in_threadpool(service.ad, ad_id)
+    if found is None or found.status == "removed":
         raise HTTPException(404, f"there is no ad '{ad_id}'")
     await run_in_threadpool(service.set_status, ad_id, status)
 

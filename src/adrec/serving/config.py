@@ -3,16 +3,28 @@
 import ipaddress
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, model_validator
 
 from adrec.schema import Strict
 from adrec.serving.batching import BatchingConfig
 from adrec.serving.openrtb import OpenRtbConfig
 
-Token = Annotated[SecretStr, Field(min_length=16)]
-
 TOKENS = {"events_token": "ADREC_EVENTS_TOKEN", "admin_token": "ADREC_ADMIN_TOKEN"}
 """Environment variables that tokens come from."""
+
+_TOKEN_LENGTH = 16
+
+
+def _long_enough(token: SecretStr, info: ValidationInfo) -> SecretStr:
+    if len(token) < _TOKEN_LENGTH:
+        raise ValueError(
+            f"a token needs at least {_TOKEN_LENGTH} characters, this one has {len(token)}; it "
+            f"comes from {TOKENS[info.field_name or '']} in the environment"
+        )
+    return token
+
+
+Token = Annotated[SecretStr, AfterValidator(_long_enough)]
 
 
 class Limits(Strict):

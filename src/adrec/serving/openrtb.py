@@ -96,12 +96,13 @@ class OpenRtbConfig(Strict):
         context = {field.name for field in schema.request_fields if field.kind != "clock"}
         ads = {field.name for field in schema.ad_fields if field.kind == "categorical"}
         wanted = {self.domain, self.category, self.size, self.campaign} - {None}
+        problems = []
         for names, known, what in ((set(self.context), context, "request"), (wanted, ads, "ad")):
-            if unknown := sorted(str(name) for name in names - known):
-                raise ConfigError(
-                    f"openrtb: no {what} field is called {', '.join(unknown)}; "
-                    f"the schema has {', '.join(sorted(known))}"
-                )
+            if unknown := ", ".join(sorted(str(name) for name in names - known)):
+                there = ", ".join(sorted(known))
+                problems.append(f"no {what} field is called {unknown}; the schema has {there}")
+        if problems:
+            raise ConfigError("\n  ".join(["openrtb: these fields are missing:", *problems]))
 
 
 class _Open(BaseModel):

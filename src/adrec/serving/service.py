@@ -4,14 +4,14 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import IMPRESSION, AdChange, AdStatus, Event, LoggedSlate, Shown
+from adrec.data.log_entries import AdChange, AdStatus, Event, LoggedSlate, Shown
 from adrec.data.log_export import MS_PER_DAY
 from adrec.data.parsing import as_text
 from adrec.errors import AdRecError, ConfigError, EventLogError, OverloadError, RequestError
@@ -27,6 +27,7 @@ from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
+from adrec.serving.outcomes import Outcomes
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
 from adrec.serving.wire import AdInfo, Answered, RecommendIn, UserOut
@@ -46,14 +47,6 @@ class _Asked:
     ask: Ask
     explain: bool
     """Whether the client wants to know, too, what the models were told."""
-
-
-class Outcomes(NamedTuple):
-    """Impressions of answers' ads, their clicks, and how many of those the models expected."""
-
-    impressions: int
-    clicks: int
-    expected: float
 
 
 class Service:
@@ -111,11 +104,9 @@ class Service:
         self._searching = threading.Lock()
         self._closing = threading.Event()
         self._beside = [
-            threading.Thread(target=work, name=name, daemon=True)
-            for name, work in (("follow", self._follow), ("prune", self._prune))
+            self._repeat("followed", self.versions.follow, config.follow_ms / 1000.0),
+            self._repeat("pruned", self.prune, _PRUNE_S),
         ]
-        for thread in self._beside:
-            thread.start()
 
     @property
     def current(self) -> Version:
@@ -295,23 +286,7 @@ class Service:
         self.versions.tell(known, events)
         if self.news is not None:
             self.news.publish(known, events)
-        self.on_events(self._outcomes(theirs, events))
-
-    def _outcomes(self, slates: Mapping[str, LoggedSlate], events: Sequence[Event]) -> Outcomes:
-        """What came of ads of answers, beside what was expected of them."""
-        click = self.current.schema.click.name
-        impressions, clicks, expected = 0, 0, 0.0
-        for event in events:
-            slate = slates.get(event.request_id)
-            scores = {} if slate is None else {ad.ad_id: ad.score for ad in slate.ads}
-            score = scores.get(event.ad_id)
-            if score is None:  # it was shown elsewhere, or its user is erased
-                continue
-            clicks += event.kind == click
-            if event.kind == IMPRESSION:
-                impressions += 1
-                expected += score
-        return Outcomes(impressions, clicks, expected)
+        self.on_events(Outcomes.of(theirs, events, self.current.schema.click.name))
 
     def _hear(self) -> bool:
         """Take in what other processes told; whether nothing may be missing."""
@@ -342,25 +317,23 @@ class Service:
         self._flush_without(user_ids)
         self._log.sweep_erased(user_ids)
 
-    def _follow(self) -> None:
-        """Take in what other processes have written to the log, until the end."""
-        while not self._closing.wait(self.config.follow_ms / 1000.0):
-            try:
-                self.versions.follow()
-            except Exception as error:  # whatever it was, it has to go on
-                known = isinstance(error, AdRecError)
-                _log.warning("the log cannot be followed: %s", error, exc_info=not known)
-                self._closing.wait(_READY_S)
+    def _repeat(self, what: str, work: Callable[[], Any], every_s: float) -> threading.Thread:
+        """Do something to the log now and then, until the end, in a thread of its own."""
 
-    def _prune(self) -> None:
-        """Delete what is too old, every hour, until the end."""
-        while not self._closing.is_set():
-            try:
-                self.prune()
-            except Exception as error:
-                known = isinstance(error, AdRecError)
-                _log.warning("the log cannot be pruned: %s", error, exc_info=not known)
-            self._closing.wait(_PRUNE_S)
+        def repeat() -> None:
+            while not self._closing.is_set():
+                pause_s = every_s
+                try:
+                    work()
+                except Exception as error:  # whatever it was, it has to go on
+                    known = isinstance(error, AdRecError)
+                    _log.warning("the log cannot be %s: %s", what, error, exc_info=not known)
+                    pause_s = max(every_s, _READY_S)
+                self._closing.wait(pause_s)
+
+        thread = threading.Thread(target=repeat, name=what, daemon=True)
+        thread.start()
+        return thread
 
     def _answer(self, asks: Sequence[_Asked]) -> Sequence[Answered | Exception]:
         """Answer a batch; all of it by one version."""

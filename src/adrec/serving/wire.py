@@ -224,7 +224,9 @@ class UserOut(_Wire):
     """What is known of a user."""
 
     user: str
-    known: bool
+    known: bool = Field(
+        description="Whether the id was met before; of who was erased nothing else is known."
+    )
     histories: dict[str, list[dict[str, Any]]] = Field(description="Newest first.")
 
 
