@@ -121,7 +121,7 @@ def load_settings(
             what = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"{path}: cannot be read: {what}") from error
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not valid YAML: {error}") from error
+            raise ConfigError(f"{path}: not valid YAML{_where(error)}") from None
         if not isinstance(found, dict):
             some = " and ".join(f"'{name}'" for name in list(defaults)[:2])
             raise ConfigError(f"{path}: expected keys such as {some}")
@@ -185,8 +185,16 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
         try:
             parsed[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
+            raise ConfigError(f"--set {key}: the value is not valid YAML{_where(error)}") from None
     return parsed
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the text itself: it may hold secrets."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    mark = error.problem_mark
+    return f": line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _over_defaults(defaults: dict[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:

@@ -367,8 +367,12 @@ def load_schema(path: Path) -> Schema:
 
 
 def _may_be_shown(item: ErrorDetails) -> bool:
-    """Whether an error may repeat the value: a table of settings is too long, a token is secret."""
-    secret = any(str(part).endswith("token") for part in item["loc"])
+    """Whether an error may repeat the value: a table of settings is too long, and a token, a URL
+    with a password, or what stands under a mistyped name may be secret."""
+    names = [str(part) for part in item["loc"]]
+    secret = item["type"] == "extra_forbidden" or any(
+        name.endswith("token") or name in ("redis", "events") for name in names
+    )
     return not secret and not isinstance(item["input"], dict)
 
 

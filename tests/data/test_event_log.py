@@ -310,6 +310,17 @@ class TestAdChanges:
         log.change_ads([AdChange(ad_id="b", status="active", fields={"topic": "y"})])
         assert log.ad_changes()[1].fields == {"topic": "y"}
 
+    def test_a_paused_ad_stays_paused_when_its_fields_are_put(self, log):
+        def put(status, fields=None):
+            log.change_ads([AdChange(ad_id="a", status=status, fields=fields)])
+            return log.ad_changes()[0].status
+
+        assert put("paused") == "paused"
+        assert put("active", {"bid": 1}) == "paused"
+        assert put("active") == "active"
+        assert put("removed") == "removed"
+        assert put("active", {"bid": 2}) == "active"
+
 
 class TestGroupCommit:
     def test_appends_of_many_threads(self, log):

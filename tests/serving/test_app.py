@@ -278,6 +278,10 @@ class TestCatalogue:
         assert found(server) == []
         again = serve()  # and after a restart
         assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
+        assert again.http.put("/v1/ads", json={"ads": [ad]}).status_code == 204
+        assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
+        again = serve()
+        assert again.http.get("/v1/ads/fresh").json()["status"] == "paused"
         again.http.put("/v1/ads/fresh/status", json={"status": "active"})
         assert found(again) == ["fresh"]
         assert again.http.delete("/v1/ads/fresh").status_code == 204
@@ -285,6 +289,27 @@ class TestCatalogue:
         assert found(again) == []
         last = serve()
         assert last.http.get("/v1/ads/fresh").json()["status"] == "removed"
+
+    def test_what_could_not_be_written_has_not_happened(self, server, monkeypatch):
+        """Else the client would find its change done when it tries again, and it would be lost."""
+        ad = server.http.get("/v1/ads?limit=1").json()["ads"][0]
+        changes = [
+            ("PUT", "/v1/ads", {"ads": [{**ad["fields"], "ad_id": ad["ad_id"], "bid_micros": 7}]}),
+            ("PUT", f"/v1/ads/{ad['ad_id']}/status", {"status": "paused"}),
+            ("DELETE", f"/v1/ads/{ad['ad_id']}", None),
+        ]
+
+        def broken(log, changes):
+            raise EventLogError("the disk is full")
+
+        for method, path, body in changes:
+            before = server.http.get(f"/v1/ads/{ad['ad_id']}").json()
+            with monkeypatch.context() as broken_log:
+                broken_log.setattr(EventLog, "change_ads", broken)
+                assert server.http.request(method, path, json=body).status_code == 503
+            assert server.http.get(f"/v1/ads/{ad['ad_id']}").json() == before
+            assert server.http.request(method, path, json=body).status_code == 204
+            assert server.http.get(f"/v1/ads/{ad['ad_id']}").json() != before
 
     def test_search(self, server):
         found = server.http.get("/v1/ads", params={"search": "1", "limit": 2}).json()

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from adrec import cli
-from adrec.config import load_settings
+from adrec.config import load_settings, parse_overrides
 from adrec.errors import ConfigError
 from adrec.serving.config import ServerConfig
 
@@ -32,6 +32,28 @@ def test_others_need_both(host):
     assert TOKEN not in str(refused.value)
     settings(host=host, **TOKENS)
     settings(host=host, open=True)
+
+
+def test_no_error_tells_a_secret(tmp_path):
+    """Whatever is wrong with the settings."""
+    file = tmp_path / "server.yaml"
+    for text in (
+        f"admin_token: {TOKEN}: x",
+        f"admin_tokn: {TOKEN}",
+        f"redis: [{TOKEN}]",
+        f"events: [{TOKEN}]",
+        f"admin_token: [{TOKEN}]",
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError) as refused:
+            load_settings(ServerConfig, file, {})
+        assert TOKEN not in str(refused.value)
+        assert "server.yaml" in str(refused.value)
+    with pytest.raises(ConfigError, match=r"--set admin_token: .*not valid YAML") as refused:
+        parse_overrides([f"admin_token={TOKEN}: b: c"])
+    assert TOKEN not in str(refused.value)
+    with pytest.raises(ConfigError, match="ADREC_ADMIN_TOKEN"):
+        settings(admin_token="short")
 
 
 def test_the_command_says_so(monkeypatch, capsys, tmp_path):

@@ -214,6 +214,20 @@ class TestNotices:
         for result in ("made", "won", "billed"):
             assert f'adrec_bids_total{{result="{result}"}} 1.0' in page
 
+    def test_with_a_token_only_a_bid_can_be_billed(self, serve):
+        """Whoever asks for ads knows the ids of the answer, but not the code."""
+        server = serve(openrtb=OPENRTB, events_token="token-of-a-test-0123")
+        (bid,) = bids(server, example())
+        answer = server.recommend(user="17", k=1)
+        asked = f"request={answer['request_id']}&ad={answer['ads'][0]['ad_id']}"
+        code = bid["burl"].partition("&code=")[2]
+        for kind in ("win", "billing"):
+            for query in (asked, f"{asked}&code={code}", f"{asked}&code=é"):
+                assert server.http.get(f"/openrtb2/{kind}?{query}").status_code == 403
+            path = bid["burl"].removeprefix("https://ads.example.com")
+            assert server.http.get(path.replace("billing", kind)).status_code == 204
+        assert 'adrec_bids_total{result="billed"} 1.0' in server.http.get("/metrics").text
+
     def test_billing_of_what_was_never_bid(self, server):
         found = server.http.get("/openrtb2/billing?request=unknown&ad=1")
         assert (found.status_code, "no answer has" in found.text) == (422, True)
@@ -265,6 +279,11 @@ class TestMistakes:
     def test_what_is_no_bid_request(self, server, request_):
         assert post(server, request_).status_code == 400
 
+    def test_more_impressions_than_ads_that_may_be_asked_for(self, serve):
+        server = serve(openrtb=OPENRTB, limits={"k": 2})
+        imps = [{"id": str(i), "banner": {"w": 300, "h": 250}} for i in range(3)]
+        assert bids(server, example(imp=imps))
+
     def test_a_field_that_the_schema_has_not(self, serve):
         config = {"domain": "domain", "context": {"country": {"path": "device.geo.country"}}}
         with pytest.raises(ConfigError, match="no ad field is called domain") as caught:
@@ -275,7 +294,7 @@ class TestMistakes:
 def request_read(request, **config):
     """What is asked for the first impression of a request."""
     read = OpenRtbConfig.model_validate(ALL | config)
-    (lot, *_) = lots_of(BidRequest.model_validate(request), read, "USD", 200.0)
+    (lot, *_) = lots_of(BidRequest.model_validate(request), read, "USD", 200.0, 10)
     return lot.asked
 
 

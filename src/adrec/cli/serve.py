@@ -1,6 +1,7 @@
 """The commands that serve a version over HTTP, and use what it logged."""
 
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +44,8 @@ def serve(
     """Answer requests for ads over HTTP; the page /docs tells all of them.
 
     Listens at 127.0.0.1 unless told otherwise. Tokens come from the environment:
-    ADREC_EVENTS_TOKEN to report events and to change ads, ADREC_ADMIN_TOKEN for the admin's port.
+    ADREC_EVENTS_TOKEN to report events, to change ads and to read what is known of a user,
+    ADREC_ADMIN_TOKEN for the admin's port.
     A host that other machines reach needs both, or `--set open=true` where something else keeps
     strangers out.
     """
@@ -73,7 +75,8 @@ def serve(
     listeners = listen_on(config)
 
     def ready(version: str) -> None:
-        requests, admin = (f"http://{config.host}:{one.getsockname()[1]}" for one in listeners)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        requests, admin = (f"http://{host}:{one.getsockname()[1]}" for one in listeners)
         out.print(f"version {version} answers at {requests}", soft_wrap=True)
         out.print(f"requests: {requests}/docs, console: {requests}/console", soft_wrap=True)
         out.print(f"admin: {admin}/docs", soft_wrap=True)
@@ -145,7 +148,7 @@ def export(
     tasks. The same command again brings the folder up to date. `train.yaml` beside them has the
     version's settings for this log.
     """
-    from adrec.bundle import find_version
+    from adrec.bundle import find_version, run_of
     from adrec.config import for_log, load_config, write_config
     from adrec.data.log_export import export_log
     from adrec.pipeline import open_log
@@ -167,8 +170,9 @@ def export(
     write_config(settings, for_log(config, out_folder), header=header)
     then = "the log has nothing to add yet"
     if done.impressions:
-        then = f"train on it: adrec train --config {settings} --out {folder}"
-    notes.print(f"wrote {out_folder}; {then}", soft_wrap=True)
+        command = ["adrec", "train", "--config", str(settings), "--out", str(run_of(folder))]
+        then = f"train on it: {shlex.join(command)}"
+    notes.print(f"wrote {out_folder}; {then}", soft_wrap=True, markup=False)
 
 
 @log.command(epilog="Example: adrec log check runs/mine")

@@ -1,6 +1,8 @@
 """Databases of event logs: opened by a URL, durable, and with their errors in our own words."""
 
 import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -8,6 +10,7 @@ import sqlalchemy as sa
 from adrec.errors import DataError, EventLogError
 
 _BUSY_S = 30.0
+_PATIENCE, _LONGEST_S = 10.0, 30.0
 _TIMEOUTS = {
     "connect_timeout": 3,
     "options": "-c statement_timeout=10000 -c lock_timeout=10000",
@@ -56,6 +59,37 @@ class Translated:
         if isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError):
             cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             raise EventLogError(f"event log {_shown(self._url)}: {cause}") from error
+
+
+class LeftAloneError(EventLogError):
+    """A log was out of reach a moment ago, and is not asked again yet."""
+
+
+class Patience:
+    """Leaves a log alone that was out of reach, for ten times as long as it took to find that out,
+    and half a minute at most. So who would rather go on without it is not held up for most of the
+    time. For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._until_s = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Ask.
+
+        Raises:
+            LeftAloneError: it is left alone just now.
+        """
+        begun_s = time.monotonic()
+        if begun_s < self._until_s:
+            raise LeftAloneError("the event log was out of reach a moment ago")
+        try:
+            yield
+        except EventLogError:
+            now_s = time.monotonic()
+            self._until_s = now_s + min(_PATIENCE * (now_s - begun_s), _LONGEST_S)
+            raise
 
 
 def _parsed(url: str) -> sa.URL:

@@ -203,17 +203,19 @@ class EventLog:
         return None if first is None or last is None else (int(first), int(last))
 
     def change_ads(self, changes: Sequence[AdChange]) -> int:
-        """Note how ads stand from now on; fields that a change leaves out stay as they were put.
+        """Note how ads stand from now on; fields that a change leaves out stay as they were put,
+        and an ad that is paused stays so when fields are.
 
         Returns:
             The number of the change.
         """
         insert = self._insert(AD_CHANGES)
         kept = sa.func.coalesce(insert.excluded.fields, AD_CHANGES.c.fields)
+        stays_paused = insert.excluded.fields.is_not(None) & (AD_CHANGES.c.status == "paused")
         statement = insert.on_conflict_do_update(
             index_elements=[AD_CHANGES.c.ad_id],
             set_={
-                "status": insert.excluded.status,
+                "status": sa.case((stays_paused, "paused"), else_=insert.excluded.status),
                 "fields": kept,
                 "number": insert.excluded.number,
             },
@@ -265,6 +267,13 @@ class EventLog:
                 else Wanted(),
                 versions=found["version"].number if "version" in found else 0,
             )
+
+    def place(self, *, after: int, count: int) -> int | None:
+        """Place of the event that is so many after a place; None if there are fewer."""
+        later = sa.select(EVENTS.c.seq).where(EVENTS.c.seq > after).order_by(EVENTS.c.seq)
+        with self._translated(), self._engine.connect() as connection:
+            found = connection.execute(later.limit(1).offset(count - 1)).scalar()
+        return None if found is None else int(found)
 
     def __len__(self) -> int:
         """Number of events."""

@@ -99,6 +99,7 @@ def export_log(
             shown = [
                 (slate, outcomes_of(events, schema.tasks))
                 for slate, events in log.shown(from_ms, before_ms)
+                if slate.at_ms > erased_ms.get(slate.user_id or "", -1)
             ]
             profiles |= {
                 slate.user_id: slate.profile

@@ -78,6 +78,22 @@ class LiveAds:
         self._state, self._models, self._clock = state, models, clock
         self._reading, self._changing = reading, threading.Lock()
 
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Whether ads could be put.
+
+        Raises:
+            DataError: lists every value that does not fit.
+        """
+        parse_ads(self._state.schema, rows)
+
+    def require(self, ids: Collection[str | int]) -> None:
+        """Whether ads are there, paused or not.
+
+        Raises:
+            DataError: an id is unknown or was removed.
+        """
+        self._rows(self.index.now.about.catalogue, ids)
+
     def put(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add ads, or change all of those whose id is known; a paused ad stays paused.
 

@@ -28,6 +28,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adrec.data.databases import LeftAloneError
 from adrec.data.event_log import EventLog
 from adrec.errors import BundleError
 from adrec.inference.backends import BackendName
@@ -261,7 +262,7 @@ def _answer(loaded: Loaded, connection: Connection) -> None:
                 found = error
             if call.waited_for:
                 connection.send(found)
-            elif isinstance(found, Exception):
+            elif isinstance(found, Exception) and not isinstance(found, LeftAloneError):
                 _log.warning("what came could not be taken in: %s", found)
 
 

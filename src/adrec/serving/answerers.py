@@ -124,6 +124,10 @@ class Answerers:
             self._all(work)
         self.told = max(self.told, end)
 
+    def check_ads(self, changes: Sequence[AdChange]) -> None:
+        """See `Answering`."""
+        self._one(partial(Loaded.check_ads, changes=list(changes)))
+
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """See `Answering`."""
         self._all(partial(Loaded.change_ads, changes=list(changes)))

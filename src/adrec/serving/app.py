@@ -20,7 +20,8 @@ from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.access import needing
 from adrec.serving.application import REFUSED, begin_app
 from adrec.serving.metrics import Metrics
-from adrec.serving.openrtb import BidRequest, BidResponse, billed
+from adrec.serving.notices import billed
+from adrec.serving.openrtb import BidRequest, BidResponse
 from adrec.serving.outcomes import Outcomes
 from adrec.serving.service import Service
 from adrec.serving.wire import (
@@ -140,8 +141,10 @@ def create_app(service: Service) -> FastAPI:
         ad: QueryId,
         price: Annotated[str, Query(max_length=64)] = "",
         currency: Annotated[str, Query(max_length=64)] = "",
+        code: Annotated[str, Query(max_length=64)] = "",
     ) -> None:
         """Notice of an exchange: a bid has won. It is counted."""
+        _require_ours(service, request, ad, code)
         metrics.bids.labels("won").inc()
 
     @app.get("/openrtb2/billing", status_code=204, responses={503: REFUSED}, tags=["openrtb"])
@@ -150,8 +153,10 @@ def create_app(service: Service) -> FastAPI:
         ad: QueryId,
         price: Annotated[str, Query(max_length=64)] = "",
         currency: Annotated[str, Query(max_length=64)] = "",
+        code: Annotated[str, Query(max_length=64)] = "",
     ) -> None:
         """Notice of an exchange: the ad was shown and is billed. It becomes an impression."""
+        _require_ours(service, request, ad, code)
         taken = await service.intake.take([billed(request, ad)])
         if taken.rejected:
             raise HTTPException(422, taken.rejected[0][1])
@@ -306,6 +311,11 @@ async def _change(
     if found is None or found.status == "removed":
         raise HTTPException(404, f"there is no ad '{ad_id}'")
     await run_in_threadpool(service.set_status, ad_id, status)
+
+
+def _require_ours(service: Service, request_id: str, ad_id: str, code: str) -> None:
+    if not service.notices.is_ours(request_id, ad_id, code):
+        raise HTTPException(403, "this is no notice of a bid of ours")
 
 
 def _note_outcomes(metrics: Metrics, outcomes: Outcomes) -> None:

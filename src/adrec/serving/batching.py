@@ -206,10 +206,12 @@ class Batcher(Generic[AskT, AnswerT]):
             return [self._waiting.popleft() for _ in range(count)]
 
     def _may_go_on(self, entry: _Waiting[AskT, AnswerT], now: float) -> bool:
+        if not entry.answer.set_running_or_notify_cancel():
+            return False
         if now > entry.deadline:
             entry.answer.set_exception(OverloadError("the deadline passed while waiting"))
             return False
-        return entry.answer.set_running_or_notify_cancel()
+        return True
 
     def _answer_all(self, batch: Sequence[_Waiting[AskT, AnswerT]]) -> None:
         try:

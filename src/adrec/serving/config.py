@@ -18,8 +18,8 @@ _TOKEN_LENGTH = 16
 def _long_enough(token: SecretStr, info: ValidationInfo) -> SecretStr:
     if len(token) < _TOKEN_LENGTH:
         raise ValueError(
-            f"a token needs at least {_TOKEN_LENGTH} characters, this one has {len(token)}; it "
-            f"comes from {TOKENS[info.field_name or '']} in the environment"
+            f"a token needs at least {_TOKEN_LENGTH} characters, this one has {len(token)}; set "
+            f"{TOKENS[info.field_name or '']} in the environment"
         )
     return token
 
@@ -54,8 +54,8 @@ class ServerConfig(Strict):
     timeout_ms: float = Field(default=200.0, gt=0.0, le=60_000.0)
     """Deadline of a request that brings none."""
     events_token: Token | None = None
-    """What `Authorization: Bearer` has to hold to report events and to change ads; None: anyone
-    may."""
+    """What `Authorization: Bearer` has to hold to report events, to change ads and to read what is
+    known of a user; None: anyone may."""
     admin_token: Token | None = None
     """The same for the admin's port; None: anyone who reaches it."""
     open: bool = False

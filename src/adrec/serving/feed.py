@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
+from adrec.data.databases import Patience
 from adrec.data.event_log import EventLog
 from adrec.data.log_entries import Event, LoggedSlate, outcomes_of, with_event
 from adrec.data.log_export import impression_frame
@@ -64,6 +65,7 @@ class Feed:
         self._tasks = recommender.state.schema.tasks
         self._nothing = (0.0,) * len(self._tasks)
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._patience = Patience()  # answers wait for what is told
         self._heard_after_ms = self.newest_ms  # of later requests every event came through here
 
     def begin(self, log: EventLog, now_ms: int, *, last: int | None = None) -> None:
@@ -124,10 +126,14 @@ class Feed:
             log: holds what came before them.
             events: new ones, each with its place.
             slates: theirs, by request.
+
+        Raises:
+            EventLogError: what it missed cannot be read; it is told with what comes next.
         """
         new = [event for event in events if event.seq > self.told]
         if new and new[0].seq > self.told + 1:  # other processes write to the log, too
-            self.catch_up(log)
+            with self._patience():
+                self.catch_up(log)
             new = [event for event in new if event.seq > self.told]
         if new:
             self._tell_all(log, [(event, slates[event.request_id]) for event in new])
@@ -146,7 +152,9 @@ class Feed:
         }
         if forgotten:
             times_ms = {event.request_id: slate.at_ms for event, slate in pairs}
-            for event in log.reported(forgotten, before=pairs[0][0].seq):
+            with self._patience():
+                before = log.reported(forgotten, before=pairs[0][0].seq)
+            for event in before:
                 self._note(event, times_ms[event.request_id])
         for _, group in groupby(pairs, key=lambda pair: pair[0].request_id):
             together = list(group)

@@ -5,16 +5,20 @@ belong to, are on disk: an answer that could not be written goes with its first 
 """
 
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
 from adrec.data.event_log import EventLog
 from adrec.data.group_commit import GroupCommit
-from adrec.data.log_entries import Event, LoggedSlate, slate_of, slate_row
+from adrec.data.log_entries import Event, LoggedSlate, Shown, slate_of, slate_row
+from adrec.slates import Request, Slate
 
+_LATE_MS = 120_000  # longer than any request may take
 REMEMBERED = 30_000  # newest slates, found without asking the log
 
 
@@ -44,12 +48,17 @@ class Journal:
         self._log, self._group = log, GroupCommit(log, on_commit=on_commit)
         self._recent: OrderedDict[str, _Kept] = OrderedDict()
         self._unwritten: set[str] = set()  # of the recent: those that are not known to be on disk
+        self._erased_ms: dict[str | None, int] = {}  # when users were, of late
         self._lock = threading.Lock()
 
     def note(self, slates: Sequence[LoggedSlate]) -> "Future[list[Event]]":
-        """Write answers; the future fails if they could not be."""
-        kept = {slate.request_id: _Kept(**slate_row(slate)) for slate in slates}
+        """Write answers; the future fails if they could not be. Those of users who were erased
+        while they were worked out are left out."""
+        rows = {slate.request_id: _Kept(**slate_row(slate)) for slate in slates}
         with self._lock:
+            erased_ms = self._erased_ms
+            slates = [one for one in slates if one.at_ms > erased_ms.get(one.user_id, -1)]
+            kept = {slate.request_id: rows[slate.request_id] for slate in slates}
             self._recent |= kept
             self._unwritten |= kept.keys()
             while len(self._recent) > REMEMBERED:
@@ -86,9 +95,12 @@ class Journal:
         found = {key: slate_of(one) for key, one in kept.items()}
         return found | (self._log.slates(rest) if rest else {})
 
-    def forget(self, user_ids: Collection[str]) -> None:
-        """Remember slates of some users no longer: they are erased from the log."""
+    def forget(self, user_ids: Collection[str], at_ms: int) -> None:
+        """Remember slates of some users no longer, nor note those of requests up to an instant:
+        they are erased from the log."""
         with self._lock:
+            recent = {user: ms for user, ms in self._erased_ms.items() if ms > at_ms - _LATE_MS}
+            self._erased_ms = recent | dict.fromkeys(user_ids, at_ms)
             theirs = [key for key, kept in self._recent.items() if kept.user_id in user_ids]
             for key in theirs:
                 del self._recent[key]
@@ -102,3 +114,21 @@ class Journal:
     def close(self) -> None:
         """Write what waits and end."""
         self._group.close()
+
+
+def logged_slate(request: Request, slate: Slate) -> LoggedSlate:
+    """An answer as the log has it, with an id of its own."""
+    assert request.at_ms is not None
+    return LoggedSlate(
+        request_id=uuid.uuid4().hex,
+        at_ms=request.at_ms,
+        user_id=slate.user,
+        version=slate.version,
+        ads=tuple(
+            Shown(ad_id=ad.ad_id, propensity=ad.propensity, score=next(iter(ad.scores.values())))
+            for ad in slate.ads
+        ),
+        context=request.context,
+        profile=request.profile,
+        seen=None if slate.seen is None else asdict(slate.seen),
+    )

@@ -94,6 +94,13 @@ class Answering(Protocol):
     def catch_up(self, last: int | None = None) -> None:
         """Tell what others have added to the log, up to a place."""
 
+    def check_ads(self, changes: Sequence[AdChange]) -> None:
+        """Whether ads could be changed.
+
+        Raises:
+            DataError: a value does not fit, or an ad is unknown.
+        """
+
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """Change ads.
 
@@ -227,6 +234,13 @@ class Loaded:
     def catch_up(self, last: int | None = None) -> None:
         """See `Answering`."""
         self._feed.catch_up(self._log, last=last)
+
+    def check_ads(self, changes: Sequence[AdChange]) -> None:
+        """See `Answering`."""
+        ads = self.recommender.ads
+        if rows := [change.fields for change in changes if change.fields is not None]:
+            ads.check(rows)
+        ads.require([change.ad_id for change in changes if change.fields is None])
 
     def change_ads(self, changes: Sequence[AdChange]) -> None:
         """Change ads: those with fields first, then each status in turn; see `Answering`.

@@ -8,10 +8,8 @@ stream no longer holds is read from there, and while Redis is out of reach answe
 be behind (`degraded`).
 """
 
-import contextlib
 import json
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,7 +29,7 @@ Message = tuple[list[LoggedSlate], list[Event]]
 
 
 class News:
-    """One Redis stream. Safe to use from many threads."""
+    """One Redis stream. Safe to use from many threads, but for reading."""
 
     def __init__(self, url: str, name: str, *, timeout_ms: float) -> None:
         """Connect; what is told from now on will be read.
@@ -61,10 +59,10 @@ class News:
                 "redis: what is set is no URL of a Redis server, such as redis://HOST:6379/0"
             ) from None
         self._down = redis.RedisError
-        self._name, self._wait_s = f"adrec:{name}", 2.0 * seconds
-        self._reading = threading.Lock()
+        self._name = f"adrec:{name}"
         self._place: str | None = None  # of the last message that was read; None: not known yet
         self._down_until = 0.0
+        self._to_forget = False
         self.read()
 
     @property
@@ -74,7 +72,7 @@ class News:
 
     def publish(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
         """Tell what was added to the log. If it cannot be told, the log is read in its place."""
-        if not events or not self.within_reach:
+        if not events or not self.within_reach or not self._is_forgotten():
             return
         theirs = {event.request_id for event in events}
         message = {
@@ -90,32 +88,46 @@ class News:
 
     def read(self) -> list[Message] | None:
         """What was told since the last time, by any server; None if that is out of reach."""
-        if not self.within_reach or not self._reading.acquire(timeout=self._wait_s):
+        if not self.within_reach or not self._is_forgotten():
             return None
         try:
             if self._place is None:
                 newest: Any = self._redis.xrevrange(self._name, count=1)
                 self._place = newest[0][0].decode() if newest else "0-0"
                 return []
-            found: Any = self._redis.xread({self._name: self._place}, count=_MOST)
-            entries = found[0][1] if found else []
-            if entries:
-                self._place = entries[-1][0].decode()
-            return [_message(entry[b"message"]) for _, entry in entries]
+            messages: list[Message] = []
+            while True:
+                found: Any = self._redis.xread({self._name: self._place}, count=_MOST)
+                entries = found[0][1] if found else []
+                messages += [_message(entry[b"message"]) for _, entry in entries]
+                if entries:
+                    self._place = entries[-1][0].decode()
+                if len(entries) < _MOST or len(messages) >= _KEPT:
+                    return messages
         except self._down as error:
             self._failed(error)
             return None
-        finally:
-            self._reading.release()
 
     def forget(self) -> None:
-        """Keep nothing of what was told: whoever has not read it reads the log."""
-        with contextlib.suppress(self._down):
-            self._redis.delete(self._name)
+        """Keep nothing of what was told: whoever has not read it reads the log. If Redis is out of
+        reach, this is done before anything else once it is back."""
+        self._to_forget = True
+        self._is_forgotten()
 
     def close(self) -> None:
         """Let go of all connections."""
         self._redis.close()
+
+    def _is_forgotten(self) -> bool:
+        """Whether nothing is left in Redis that is to be forgotten."""
+        if self._to_forget:
+            try:
+                self._redis.delete(self._name)
+            except self._down as error:
+                self._failed(error)
+                return False
+            self._to_forget = False
+        return True
 
     def _failed(self, error: Exception) -> None:
         self._down_until = time.monotonic() + _PAUSE_S

@@ -9,7 +9,6 @@ cannot be a value is missing.
 Source: IAB Tech Lab, OpenRTB 2.6 (github.com/InteractiveAdvertisingBureau/openrtb2.x).
 """
 
-import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from adrec.errors import ConfigError
 from adrec.schema import Schema, Strict
-from adrec.serving.wire import AdInfo, Answered, EventIn, RecommendIn, Scalar, Text
+from adrec.serving.notices import Notices
+from adrec.serving.wire import AdInfo, Answered, RecommendIn, Scalar, Text
 
 T = TypeVar("T")
 Format = Literal["banner", "video", "audio", "native"]
@@ -229,7 +229,7 @@ class Lot:
 
 
 def lots_of(
-    asked: BidRequest, config: OpenRtbConfig, currency: str, timeout_ms: float
+    asked: BidRequest, config: OpenRtbConfig, currency: str, timeout_ms: float, most: int
 ) -> list[Lot]:
     """The impressions that may be bid on.
 
@@ -238,6 +238,7 @@ def lots_of(
         config: how it is read.
         currency: of our prices.
         timeout_ms: deadline of one that brings none.
+        most: ads that may be asked for at once.
     """
     barred = (asked.wseat and config.seat not in asked.wseat) or config.seat in asked.bseat
     if barred or (asked.cur and currency not in asked.cur):
@@ -249,7 +250,7 @@ def lots_of(
         format_ = next((f for f in config.formats if getattr(imp, f) is not None), None)
         terms = _floor(imp, config, currency)
         if format_ is not None and terms is not None:
-            request = _request(asked, imp, format_, config, len(asked.imp), left_ms)
+            request = _request(asked, imp, format_, config, min(len(asked.imp), most), left_ms)
             lots.append(Lot(imp, format_, *terms, request))
     return lots
 
@@ -258,6 +259,7 @@ def bids_on(
     lots: Sequence[Lot],
     answers: Sequence[Answered | None],
     config: OpenRtbConfig,
+    notices: Notices,
 ) -> Iterator[Bid]:
     """A bid for each lot whose best free ad is worth the floor.
 
@@ -265,6 +267,7 @@ def bids_on(
         lots: what is for sale.
         answers: to each; None where there is none in time.
         config: how bids look.
+        notices: that they ask for.
     """
     taken: set[str] = set()
     for lot, answered in zip(lots, answers, strict=True):
@@ -275,14 +278,9 @@ def bids_on(
             if ad.ad_id in taken or price <= 0.0 or price < lot.floor:
                 continue
             taken.add(ad.ad_id)
-            yield _bid(lot, answered.logged.request_id, answered.about[ad.ad_id], price, config)
+            request_id = answered.logged.request_id
+            yield _bid(lot, request_id, answered.about[ad.ad_id], price, config, notices)
             break
-
-
-def billed(request_id: str, ad_id: str) -> EventIn:
-    """The event of a billing notice: the ad was shown. Sent twice it is the same event."""
-    both = hashlib.sha256(f"{request_id}-{ad_id}".encode()).hexdigest()  # the ids may be too long
-    return EventIn(event_id=f"billed-{both}", kind="impression", request_id=request_id, ad_id=ad_id)
 
 
 def _floor(imp: Imp, config: OpenRtbConfig, currency: str) -> tuple[float, str | None] | None:
@@ -370,19 +368,21 @@ def _at(path: str, content: Mapping[str, Any]) -> Any:
     return at
 
 
-def _bid(lot: Lot, request_id: str, ad: AdInfo, price: float, config: OpenRtbConfig) -> Bid:
+def _bid(
+    lot: Lot, request_id: str, ad: AdInfo, price: float, config: OpenRtbConfig, notices: Notices
+) -> Bid:
     def of(field: str | None) -> str | None:
         return None if field is None else ad.fields.get(field)
 
-    url = None if config.url is None else config.url.rstrip("/")
     domain, category = of(config.domain), of(config.category)
-    ad_id, request_id = quote(ad.ad_id, safe=""), quote(request_id, safe="")
-    macros = {"AD_ID": ad_id, "REQUEST_ID": request_id, "URL": url or ""}
+    macros = {
+        "AD_ID": quote(ad.ad_id, safe=""),
+        "REQUEST_ID": quote(request_id, safe=""),
+        "URL": (config.url or "").rstrip("/"),
+    }
     markup = _MACRO.sub(
         lambda m: macros.get(m.group(1), m.group(0)), config.markup.get(lot.format, "")
     )
-    query = f"request={request_id}&ad={ad_id}"
-    notice = f"{query}&price=${{AUCTION_PRICE}}&currency=${{AUCTION_CURRENCY}}"
     return Bid(
         id=uuid.uuid4().hex,
         impid=lot.imp.id,
@@ -395,6 +395,6 @@ def _bid(lot: Lot, request_id: str, ad: AdInfo, price: float, config: OpenRtbCon
         cat=None if category is None else [category],
         cid=of(config.campaign),
         dealid=lot.deal,
-        nurl=None if url is None else f"{url}/openrtb2/win?{notice}",
-        burl=None if url is None else f"{url}/openrtb2/billing?{notice}",
+        nurl=notices.url("win", request_id, ad.ad_id),
+        burl=notices.url("billing", request_id, ad.ad_id),
     )

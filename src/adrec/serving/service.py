@@ -6,12 +6,13 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adrec.data.databases import LeftAloneError, Patience
 from adrec.data.event_log import EventLog
-from adrec.data.log_entries import AdChange, AdStatus, Event, LoggedSlate, Shown
+from adrec.data.log_entries import AdChange, AdStatus, Event, LoggedSlate
 from adrec.data.log_export import MS_PER_DAY
 from adrec.data.parsing import as_text
 from adrec.errors import AdRecError, ConfigError, EventLogError, OverloadError, RequestError
@@ -22,16 +23,16 @@ from adrec.serving.answerers import Answerers
 from adrec.serving.batching import Batcher
 from adrec.serving.config import ServerConfig
 from adrec.serving.intake import Intake
-from adrec.serving.journal import Journal
+from adrec.serving.journal import Journal, logged_slate
 from adrec.serving.kept import Kept
 from adrec.serving.loaded import Answering, Ask, GoneError, Loaded, Version, load
 from adrec.serving.news import News
+from adrec.serving.notices import Notices
 from adrec.serving.openrtb import BidRequest, BidResponse, Lot, SeatBid, bids_on, lots_of
 from adrec.serving.outcomes import Outcomes
 from adrec.serving.skew import Skew, measure_skew
 from adrec.serving.versions import Versions
 from adrec.serving.wire import AdInfo, Answered, RecommendIn, UserOut
-from adrec.slates import Request, Slate
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ class Service:
         self.news = None  # from here on; what was before it is in the log
         if config.redis is not None:
             self.news = News(config.redis, log.id, timeout_ms=config.redis_timeout_ms)
+        self._hearing, self._patience = threading.Lock(), Patience()
+        self.notices = Notices(config.openrtb.url, config.events_token)
         self.draining = False
         """Whether whoever routes is asked to send no more requests."""
         self.versions = Versions(folder, log, self._load, clock=clock, since=since)
@@ -137,14 +140,20 @@ class Service:
         schema = self.current.schema
         if schema.bid_micros is None:
             raise RequestError("the ads of this version carry no bids")
-        return lots_of(asked, self.config.openrtb, schema.currency, self.config.timeout_ms)
+        return lots_of(
+            asked,
+            self.config.openrtb,
+            schema.currency,
+            self.config.timeout_ms,
+            self.config.limits.k,
+        )
 
     def bids(
         self, asked: BidRequest, lots: Sequence[Lot], answers: Sequence[Answered | None]
     ) -> BidResponse | None:
         """Bids on some lots, from answers that say what is known of their ads; None if there is
         none."""
-        bids = list(bids_on(lots, answers, self.config.openrtb))
+        bids = list(bids_on(lots, answers, self.config.openrtb, self.notices))
         if not bids:
             return None
         return BidResponse(
@@ -161,7 +170,7 @@ class Service:
             DataError: lists every value that does not fit; no ad is changed.
         """
         name = self.current.schema.ad_id
-        self.versions.change_ads(
+        self._change_ads(
             [
                 AdChange(ad_id=as_text(row.get(name)) or "", status="active", fields=row)
                 for row in rows
@@ -174,7 +183,7 @@ class Service:
         Raises:
             DataError: it is unknown, or was removed.
         """
-        self.versions.change_ads([AdChange(ad_id=ad_id, status=status)])
+        self._change_ads([AdChange(ad_id=ad_id, status=status)])
 
     def find_ads(self, text: str, count: int) -> tuple[int, list[AdInfo]]:
         """Ads whose id contains a text: how many there are, and the first few.
@@ -276,6 +285,9 @@ class Service:
             self.news.close()
         self._log.close()
 
+    def _change_ads(self, changes: Sequence[AdChange]) -> None:
+        self._ask(lambda _: self.versions.change_ads(changes))
+
     def _committed(self, slates: Sequence[LoggedSlate], events: Sequence[Event]) -> None:
         """Events are on disk: this process knows of them now, and the others may."""
         if not events:
@@ -292,19 +304,26 @@ class Service:
         """Take in what other processes told; whether nothing may be missing."""
         if self.news is None:
             return True
-        messages = self.news.read()
-        try:
-            for slates, events in messages or ():
-                self.versions.tell(slates, events)
+        if not self._hearing.acquire(timeout=2.0 * self.config.redis_timeout_ms / 1000.0):
+            return False
+        try:  # until all is told, as who reads next finds nothing new
+            messages = self.news.read()
+            with self._patience():
+                for slates, events in messages or ():
+                    self.versions.tell(slates, events)
+        except LeftAloneError:
+            return False
         except EventLogError as error:  # the log has what is missing now, once it is back
             _log.warning("news cannot be taken in: %s", error)
             return False
+        finally:
+            self._hearing.release()
         return messages is not None
 
     def _flush_without(self, user_ids: Sequence[str]) -> None:
         """Take no more events of some users' answers, and have those written that wait: what is
         erased from the log then does not come after it."""
-        self.journal.forget(user_ids)
+        self.journal.forget(user_ids, self._clock())
         if self.news is not None:
             self.news.forget()
         try:
@@ -347,7 +366,7 @@ class Service:
             if isinstance(one, Exception):
                 answers.append(one)
             else:
-                logged = _logged(asked.ask.request, one.slate)
+                logged = logged_slate(asked.ask.request, one.slate)
                 answers.append(
                     Answered(logged, one.slate, schema, asked.explain, not heard, one.about)
                 )
@@ -370,20 +389,3 @@ class Service:
                     raise OverloadError(
                         f"version {current.version.name} is being loaded anew; ask again in a while"
                     ) from error
-
-
-def _logged(request: Request, slate: Slate) -> LoggedSlate:
-    assert request.at_ms is not None
-    return LoggedSlate(
-        request_id=uuid.uuid4().hex,
-        at_ms=request.at_ms,
-        user_id=slate.user,
-        version=slate.version,
-        ads=tuple(
-            Shown(ad_id=ad.ad_id, propensity=ad.propensity, score=next(iter(ad.scores.values())))
-            for ad in slate.ads
-        ),
-        context=request.context,
-        profile=request.profile,
-        seen=None if slate.seen is None else asdict(slate.seen),
-    )

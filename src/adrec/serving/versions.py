@@ -11,6 +11,7 @@ started answers with the version that the log names, unless another was publishe
 """
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -172,10 +173,13 @@ class Versions:
 
         Raises:
             DataError: a value does not fit, or an ad is unknown.
+            EventLogError: it cannot be written; no ad is changed.
+            GoneError: nothing could say whether it fits.
         """
         with self._changing:
-            self.current.change_ads(changes)
+            self.current.check_ads(changes)
             number = self._log.change_ads(changes)
+            self.current.change_ads(changes)
             if number == self._known.ads + 1:  # else others have changed some, which `follow` sees
                 self._known = replace(self._known, ads=number)
 
@@ -190,8 +194,9 @@ class Versions:
         if events[0].seq > self.current.told + 1:  # others write to the log, too
             self._follow_ads(self._log.marks())
         with self._telling:
-            if events[0].seq <= self.current.told + _PIECE:  # else `follow` tells it piece by piece
-                self.current.tell(of_request, events)
+            place = events[0].seq
+            if place <= self.current.told + _PIECE or place <= self._piece_end():
+                self.current.tell(of_request, events)  # else `follow` does, piece by piece
 
     def follow(self) -> None:
         """Take in what other processes have written to the log, and replace what was lost.
@@ -203,7 +208,7 @@ class Versions:
         self._follow_ads(marks)
         while marks.last > self.current.told:
             with self._telling:
-                self.current.catch_up(min(marks.last, self.current.told + _PIECE))
+                self.current.catch_up(min(marks.last, self._piece_end()))
         if marks.versions > self._heeded and self._following.due:
             self._beside(self._follow_version, self._following)
         elif not self.current.whole and self._replacing.due:
@@ -213,6 +218,11 @@ class Versions:
             self._forget_erased()
             self.on_erased(users)
             del self._unswept[: len(users)]
+
+    def _piece_end(self) -> int:
+        """Place up to which the version may be told at once; events are given places with gaps."""
+        place = self._log.place(after=self.current.told, count=_PIECE)
+        return sys.maxsize if place is None else place
 
     def _follow_ads(self, marks: Marks) -> None:
         """Take in changed ads and erased users: before events that came after them."""
