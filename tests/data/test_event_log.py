@@ -291,6 +291,12 @@ class TestLess:
         assert log.erase_user("u1", at_ms=9) == 1
         assert numbers(log.events()) == ["e2"]
 
+    def test_the_place_of_the_nth_event_after_another(self, log):
+        log.append([slate(1)], [event(i) for i in range(1, 4)])
+        log.append([], [event(i) for i in range(1, 4)])  # which may use numbers up
+        last = log.append([], [event(4)])[0].seq
+        assert [log.place(after=1, count=n) for n in (1, 2, 3, 4)] == [2, 3, last, None]
+
     def test_numbers_are_not_given_twice(self, log):
         log.append([slate(1), slate(2)], [event(1), event(2, request=2)])
         log.prune(DAY_MS)

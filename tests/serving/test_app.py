@@ -398,6 +398,36 @@ class TestOperations:
         assert server.admin.delete("/admin/users/17").json() == {"slates": 1}
         assert not any(server.http.get("/v1/users/17").json()["histories"].values())
 
+    def test_who_is_erased_while_an_answer_is_worked_out(self, server, monkeypatch):
+        current, begun, erased = (
+            server.service.versions.current,
+            threading.Event(),
+            threading.Event(),
+        )
+        answer = current.answer
+
+        def slow(asks):
+            found = answer(asks)
+            begun.set()
+            assert erased.wait(20)
+            return found
+
+        monkeypatch.setattr(current, "answer", slow)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(server.recommend, user="17", timeout_ms=30_000)
+            assert begun.wait(20)
+            server.admin.delete("/admin/users/17")
+            erased.set()
+            late = waiting.result()
+        monkeypatch.undo()
+        assert "no answer has" in server.report(event(late))["rejected"][0]["reason"]
+        server.clock.now_ms += 1
+        after = server.recommend(user="17")
+        assert server.report(event(after))["accepted"] == 1
+        with closing(EventLog.in_file(server.log_file)) as log:
+            found = log.slates([late["request_id"], after["request_id"]])
+            assert found.keys() == {after["request_id"]}
+
     def test_it_drains(self, server):
         assert server.http.get("/v2/health/ready").status_code == 200
         assert server.admin.post("/admin/drain").status_code == 204

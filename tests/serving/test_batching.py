@@ -155,6 +155,15 @@ def test_no_more_may_wait_than_are_allowed(batcher, gate):
         batcher.submit(2, 60.0)
 
 
+def test_one_that_is_cancelled_and_late_ends_no_thread(batcher, gate, clock):
+    first, late = submit_while_busy(batcher, gate, [2], timeout_s=1.0)
+    assert late.cancel()
+    clock.now += 2.0
+    gate.let_through(2)
+    assert first.result(10) == 0
+    assert batcher.submit(4, 60.0).result(10) == 40
+
+
 def test_one_that_is_cancelled_is_left_out(batcher, gate):
     futures = submit_while_busy(batcher, gate, [2, 4])
     assert futures[1].cancel()

@@ -1,5 +1,7 @@
 """Feed: whatever the log is told in, each event counts once."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,26 @@ class TestCatchingUp:
             one.catch_up(world.log)
         assert feed.told == anew.told == 4
         np.testing.assert_allclose(world.known(feed), world.known(anew), rtol=1e-5, atol=1e-6)
+
+
+def test_a_log_that_cannot_be_read_is_left_alone_for_a_while(world, monkeypatch):
+    """Answers wait behind what is told."""
+    feed, asked = world.feed(), []
+    world.answer(1)
+    world.report((1, IMPRESSION))
+    (missed,) = world.report((1, "click"))
+
+    def fail(log):
+        asked.append(time.monotonic())
+        time.sleep(0.02)
+        raise EventLogError("no route to host")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(EventLog, "marks", fail)
+        for _ in range(3):
+            with pytest.raises(EventLogError):
+                feed.tell(world.log, [missed], world.slates)
+    assert (len(asked), feed.told) == (1, 0)
+    time.sleep(0.25)
+    feed.tell(world.log, [missed], world.slates)
+    assert feed.told == missed.seq

@@ -1,12 +1,13 @@
 """News through a real Redis: what one server takes in, another knows before its next answer."""
 
+import threading
 import time
 import traceback
 
 import pytest
 
 from adrec.data.log_entries import Event, LoggedSlate, Shown
-from adrec.errors import ConfigError
+from adrec.errors import ConfigError, EventLogError
 from adrec.serving.news import News
 from serving.events import event
 from serving.stores import Redis
@@ -44,6 +45,27 @@ class TestNews:
             assert one.read() == []
         second.publish([], [EVENT])
         assert first.read() == [([], [EVENT])]
+
+    def test_much_is_read_at_once(self, pair, monkeypatch):
+        monkeypatch.setattr("adrec.serving.news._MOST", 2)
+        for _ in range(5):
+            pair[0].publish([SLATE], [EVENT])
+        assert pair[1].read() == [([SLATE], [EVENT])] * 5
+        assert pair[1].read() == []
+
+    def test_what_is_to_be_forgotten_goes_first_once_redis_is_back(self, redis, pair):
+        pair[0].publish([SLATE], [EVENT])
+        redis.stall()
+        pair[0].forget()
+        assert pair[0].read() is None
+        redis.resume()
+        deadline = time.monotonic() + 20
+        while pair[0].read() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert pair[1].read() == []
+        pair[0].publish([SLATE], [EVENT])
+        assert pair[1].read() == [([SLATE], [EVENT])]
 
     def test_what_was_told_before_is_in_the_log(self, redis, pair):
         pair[0].publish([SLATE], [EVENT])
@@ -143,3 +165,47 @@ def test_without_redis_answers_are_degraded_and_nothing_is_lost(two, redis):
     assert not second.recommend(user="17")["degraded"]
     assert second.http.get("/v1/users/new here").json()["known"]
     assert "adrec_degraded_total" in second.http.get("/metrics").text
+
+
+def test_an_answer_waits_for_what_another_thread_has_read(two, monkeypatch):
+    """Who reads next finds nothing new, but may not answer before that is told."""
+    first, second = two
+    answer = first.recommend(user="new here", k=2)
+    read, telling, may_tell = [], threading.Event(), threading.Event()
+    tell = second.service.versions.tell
+
+    def slow(slates, events):
+        telling.set()
+        assert may_tell.wait(20)
+        tell(slates, events)
+
+    def hear():
+        read.append(second.service._hear())
+
+    monkeypatch.setattr(second.service.versions, "tell", slow)
+    first.report(event(answer))
+    threads = [threading.Thread(target=hear) for _ in range(2)]
+    threads[0].start()
+    assert telling.wait(20)
+    threads[1].start()
+    threads[1].join()
+    assert read == [False]  # it went on without, and says so
+    may_tell.set()
+    threads[0].join()
+    assert read == [False, True]
+
+
+def test_a_log_out_of_reach_is_left_alone_while_news_comes(two, monkeypatch):
+    first, second = two
+    asked = []
+
+    def fail(slates, events):
+        asked.append(time.monotonic())
+        time.sleep(0.05)
+        raise EventLogError("no route to host")
+
+    monkeypatch.setattr(second.service.versions, "tell", fail)
+    for _ in range(5):
+        first.report(event(first.recommend(user="new here")))
+        assert second.recommend(user="17")["degraded"]
+    assert len(asked) == 1

@@ -96,6 +96,22 @@ class TestSwap:
         assert server.http.get(f"/v1/ads/{other}").json()["status"] == "removed"
         assert not {first, other} & {ad["ad_id"] for ad in server.recommend(user="17")["ads"]}
 
+    def test_events_that_are_sent_again_hold_no_others_up(self, serve, monkeypatch):
+        """Each takes a number in the log's order, so the next one's is far from the last."""
+        monkeypatch.setattr("adrec.serving.versions._PIECE", 3)
+        server = serve(follow_ms=60_000)
+        answer = server.recommend(user="new here", k=3)
+        shown = [event(answer, ad=i) for i in range(3)]
+        assert server.report(*shown)["accepted"] == 3
+        for _ in range(3):
+            assert server.report(*shown)["duplicates"] == 3
+        assert server.report(event(answer, "click"))["accepted"] == 1
+        server.clock.now_ms += DAY_MS
+        histories = server.http.get("/v1/users/new here").json()["histories"]
+        assert any("click" in str(item) for items in histories.values() for item in items), (
+            histories
+        )
+
     def test_rollback(self, server, second):
         old = server.recommend(user="17")["version"]
         assert server.admin.post("/admin/rollback").status_code == 409
