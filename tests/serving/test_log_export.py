@@ -151,8 +151,9 @@ def test_what_is_pruned_between_two_exports_stays_in_the_folder(server, export, 
     answers = []
     for hour in range(6):
         server.clock.now_ms = noon_ms + hour * HOUR_MS
-        profile = fields if hour == 1 else None
-        answers.append(served(server, user=f"new {hour}", profile=profile))
+        profile = fields if hour in (1, 2) else None
+        user = "17" if hour == 2 else f"new {hour}"
+        answers.append(served(server, user=user, profile=profile))
     export()
     (day,) = (path for path in (folder / "impressions").iterdir() if path.stem[0] != "0")
     first, users = pl.read_parquet(day), pl.read_parquet(folder / "users.parquet")

@@ -115,12 +115,12 @@ def export_log(
             advance(1, "")
     if schema.ads_table:
         _whole(out / "ads.parquet", ads.lazy())
-    if schema.users_table:
-        users = known.user_frame()
-        assert users is not None
+    users = known.user_frame()
+    if users is not None:
+        assert known.users is not None
         erased = [user for user, at_ms in erased_ms.items() if at_ms >= new_ms]
         users = users.filter(~pl.col(USER_ID).is_in(erased))
-        users = _with_earlier(out / "users.parquet", users, erased_ms)
+        users = _with_earlier(out / "users.parquet", users, known.users.file, erased_ms)
         users = _with_profiles(schema, users, profiles)
         _whole(out / "users.parquet", users.lazy())
     (out / SCHEMA_FILE).write_text(schema.dump())
@@ -240,13 +240,18 @@ def _ads(log: EventLog, known: Tables) -> pl.DataFrame:
     return pl.concat([ads.join(new, on=AD_ID, how="anti"), new])
 
 
-def _with_earlier(path: Path, users: pl.DataFrame, erased_ms: Mapping[str, int]) -> pl.DataFrame:
-    """Users with the others that an earlier export wrote: their requests may have been pruned."""
+def _with_earlier(
+    path: Path, users: pl.DataFrame, file: str, erased_ms: Mapping[str, int]
+) -> pl.DataFrame:
+    """Users with those that an earlier export wrote, with profiles that requests had brought: these
+    may have been pruned. Who is in both stands as in the newer file."""
     if not path.exists():
         return users
-    others = pl.read_parquet(path).join(users, on=USER_ID, how="anti", maintain_order="left")
-    others = others.filter(~pl.col(USER_ID).is_in(list(erased_ms)))
-    return pl.concat([users, others.select(users.columns)])
+    earlier = pl.read_parquet(path).filter(~pl.col(USER_ID).is_in(list(erased_ms)))
+    newer, older = users, earlier.select(users.columns)
+    if Path(file).exists() and path.stat().st_mtime_ns > Path(file).stat().st_mtime_ns:
+        newer, older = older, newer
+    return pl.concat([newer, older.join(newer, on=USER_ID, how="anti", maintain_order="left")])
 
 
 def _with_profiles(
