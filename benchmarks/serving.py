@@ -9,11 +9,11 @@
 trained briefly on a synthetic world); this process sends requests that come at random instants
 (Poisson, open loop), and each answer is followed by the events of its ten ads. Measured are:
 
-- saturation: the most answers a second within the deadline, over rising rates;
+- saturation: the most answers a second that came within the deadline, over rising rates;
 - half of that for minutes, with versions swapped meanwhile: answers inside and outside of swaps.
   The two versions score so differently that an answer mixed of both would be told;
-- three times saturation: how much is still answered, how fast the rest is refused, how soon all is
-  well afterwards, and the server's memory;
+- three times saturation: how much is still answered within the deadline, how fast the rest is
+  refused, from which second on all is well when the rate drops to half, and the server's memory;
 - on request a soak: memory and open files at the beginning and at the end.
 
 Everything shares the same cores: the generator's own share of a processor, and by how much it was
@@ -51,7 +51,7 @@ _SHIFT = 30.0  # of the click's logit: every score of the second version is near
 _SHARP = 0.99
 _STEPS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # of what one thread a core would answer
 _WARM_S = 5.0
-_WELL = 0.99  # share of answers of a second in which all is well
+_WELL = 0.99  # share of requests that are answered where all is well
 _EVERY = (
     "sent", "answered", "refused", "failed", "wrong", "degraded",
     "p50_ms", "p99_ms", "p999_ms", "late_p99_ms", "generator_cpu",
@@ -167,17 +167,18 @@ def swapping(
 def overloaded(
     server: "Server", users: Sequence[str], saturation: float, seconds: float
 ) -> list[Row]:
-    """Three times what the server stands, then half of it: how soon is all well again?"""
+    """Three times what the server stands, then at once half of it: from which second on is all
+    well?"""
     before = server.memory_mb()
-    summary = server.load(3.0 * saturation, seconds, users).summary()
-    during = server.memory_mb()
+    much, after = server.load_that_drops((3.0 * saturation, saturation / 2.0), seconds, users)
+    summary, during = much.summary(), server.memory_mb()
     rows = shown("three times saturation", summary, ("goodput", "refused_p99_ms", *_EVERY))
-    after = server.load(saturation / 2.0, seconds, users)
     well = next(
         (
             float(second)
             for second in range(int(seconds))
             if _is_well(after.summary(float(second), second + 1.0))
+            and _is_well(after.summary(float(second)))
         ),
         float("nan"),
     )
@@ -214,6 +215,7 @@ class Server:
     """`adrec serve` in a process of its own."""
 
     def __init__(self, run: Path, *, timeout_ms: float) -> None:
+        self._timeout_ms = timeout_ms
         command = [sys.executable, "-m", "adrec.cli", "serve", str(run), "--port", "0"]
         command += ["--admin-port", "0", "--set", f"timeout_ms={timeout_ms}"]
         self._process = subprocess.Popen(
@@ -228,9 +230,24 @@ class Server:
         self, rate: float, seconds: float, users: Sequence[str], *, sharp: bool = False
     ) -> Result:
         """Send a load; `sharp`: tell answers that are mixed of both versions."""
-        load = Load(rate, seconds, users)
         check = _of_one_version if sharp else lambda answer: True
+        load = Load(rate, seconds, users, timeout_ms=self._timeout_ms)
         return asyncio.run(run_load(self.url, load, check=check))
+
+    def load_that_drops(
+        self, rates: tuple[float, float], seconds: float, users: Sequence[str]
+    ) -> tuple[Result, Result]:
+        """Send a load, and in the instant in which that ends another one."""
+        one, other = (Load(rate, seconds, users, timeout_ms=self._timeout_ms) for rate in rates)
+
+        async def later() -> Result:
+            await asyncio.sleep(seconds)
+            return await run_load(self.url, other)
+
+        async def both() -> tuple[Result, Result]:
+            return await asyncio.gather(run_load(self.url, one), later())
+
+        return asyncio.run(both())
 
     def versions(self) -> list[str]:
         """The one that answers, and the other."""

@@ -52,6 +52,17 @@ def names(root: Path) -> list[str]:
 
 
 class TestPublish:
+    def test_others_can_read_what_the_umask_lets_them(self, tmp_path: Path) -> None:
+        """A server in a container runs as another user; some libraries write for their own only."""
+
+        def write(folder: Path) -> None:
+            (folder / "weights").touch(mode=0o600)
+
+        version = publish(tmp_path, manifest(), write)
+        plain = tmp_path / "plain"
+        plain.touch()
+        assert (version / "weights").stat().st_mode == plain.stat().st_mode
+
     def test_a_version_is_complete_and_current(self, tmp_path: Path) -> None:
         version = publish(tmp_path, manifest(), write_text("one"))
         made = Manifest.model_validate_json((version / "manifest.json").read_text())

@@ -264,6 +264,12 @@ def publish(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Pa
     unfinished = versions / f".unfinished-{stamp}"
     unfinished.mkdir()
     write(unfinished)
+    readable = (
+        unfinished.stat().st_mode & 0o666
+    )  # as this process makes files; some libraries do not
+    for path in unfinished.rglob("*"):
+        if path.is_file():
+            path.chmod(readable)
     files = {
         str(path.relative_to(unfinished)): FileEntry(sha256=sha256(path), bytes=path.stat().st_size)
         for path in sorted(unfinished.rglob("*"))

@@ -331,7 +331,7 @@ class Recommender:
         """
         now = now or self.index.now
         vectors = self.runtime.embed(query)
-        count, requests = min(count, len(now)), range(len(vectors))
+        count, requests = max(1, min(count, len(now))), range(len(vectors))
         if excluded is None:
             excluded = [np.zeros(0, np.int64)] * len(vectors)
         if allowed is None:

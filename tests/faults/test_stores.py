@@ -90,7 +90,8 @@ def test_postgresql_is_restarted(run_copy, form):
 
 
 def test_postgresql_stalls(run_copy, form):
-    """Longer than a report waits, and than the server's own deadlines of statements."""
+    """Longer than a report waits; in the long form also than the server's own deadlines of
+    statements."""
     postgres = Postgres()
     try:
         patience = ("--set", "events_timeout_s=1")

@@ -67,6 +67,15 @@ def test_round_trip(ranker: Ranker, ads: Encoded, tmp_path: Path) -> None:
     assert_rounded(AdRows.load(tmp_path / "rows"), ranker, ads)
 
 
+def test_memory_is_that_of_the_ads_however_often_they_change(ranker: Ranker, ads: Encoded) -> None:
+    rows = AdRows.of(ranker, ads)
+    once, changed = rows.memory_bytes, np.arange(1, 11)
+    for _ in range(200):
+        rows = rows.with_ads(ranker, ads, changed)
+    assert rows.memory_bytes < 4 * once
+    assert_rounded(rows, ranker, ads)
+
+
 def test_ads_that_come_and_change_leave_earlier_values_as_they_are(
     ranker: Ranker, ads: Encoded
 ) -> None:

@@ -77,12 +77,33 @@ def test_the_same_values_again_change_nothing(recommender, raw) -> None:
     """The vector that is put is the one that was indexed: ads are embedded as in training."""
     before = everything(recommender)
     some = before[:10]
+    recommender.ads.put([raw(ad, recommender, category="another") for ad in some])
     recommender.ads.put([raw(ad, recommender) for ad in some])
     assert everything(recommender) == before
     now = recommender.index.now
+    assert len(now.rows_N) == 10
     vectors = dict(zip(*map(list, now.main.vectors()), strict=True))
     for row, vector in zip(now.rows_N.tolist(), now.vectors_ND, strict=True):
         np.testing.assert_allclose(vector, vectors[row], atol=1e-6)
+
+
+def test_an_ad_of_which_only_the_bid_changes_stays_where_it_is(recommender, raw) -> None:
+    """In the index that may be mapped from disk, and in the ranker's rows."""
+    offer = recommender.index.now.about
+    for bid in range(1, 100):
+        recommender.ads.put([raw("5", recommender, bid_micros=bid)])
+    now = recommender.index.now
+    assert len(now.rows_N) == 0
+    assert now.about.ad_rows is offer.ad_rows
+    row = now.about.catalogue.directory.row("5")
+    assert now.about.catalogue.bid_micros_A[row] == 99
+
+
+def test_without_any_ad_slates_are_empty(recommender, raw) -> None:
+    recommender.ads.remove(everything(recommender))
+    assert everything(recommender) == []
+    recommender.ads.put([raw("5", recommender)])
+    assert everything(recommender) == ["5"]
 
 
 def test_a_changed_ad_keeps_its_place_in_the_past(recommender, raw) -> None:

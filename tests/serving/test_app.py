@@ -11,6 +11,7 @@ import pytest
 
 from adrec.bundle import Bundle
 from adrec.data.event_log import EventLog
+from adrec.data.log_entries import AdChange
 from adrec.errors import EventLogError
 from adrec.recommender import Recommender
 from adrec.serving.loaded import Loaded
@@ -290,6 +291,22 @@ class TestCatalogue:
         last = serve()
         assert last.http.get("/v1/ads/fresh").json()["status"] == "removed"
 
+    def test_the_last_ad_goes(self, serve):
+        server = serve()
+        ids = server.service.versions.current.recommender.index.now.about.catalogue.directory.ids
+        gone = [AdChange(ad_id=ad_id, status="removed") for ad_id in ids]
+        server.service.versions.change_ads(gone)
+        assert server.recommend(user="17")["ads"] == []
+        again = serve()  # which answers a few requests before it begins
+        assert again.recommend(user="17")["ads"] == []
+        assert (
+            again.http.put(
+                "/v1/ads", json={"ads": [{"ad_id": "fresh", "bid_micros": 5}]}
+            ).status_code
+            == 204
+        )
+        assert [ad["ad_id"] for ad in again.recommend(user="17")["ads"]] == ["fresh"]
+
     def test_what_could_not_be_written_has_not_happened(self, server, monkeypatch):
         """Else the client would find its change done when it tries again, and it would be lost."""
         ad = server.http.get("/v1/ads?limit=1").json()["ads"][0]
@@ -433,6 +450,7 @@ class TestOperations:
         assert server.admin.post("/admin/drain").status_code == 204
         found = server.http.get("/v2/health/ready")
         assert (found.status_code, "drains" in found.text) == (503, True)
+        assert server.http.get("/v2/models/adrec/ready").status_code == 503
         assert server.http.get("/v2/health/live").status_code == 200
         assert server.report(event(server.recommend(user="17")))["accepted"] == 1
 

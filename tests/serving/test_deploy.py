@@ -34,7 +34,7 @@ DEPLOYMENT, SERVICE = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(
 POD = DEPLOYMENT["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text(encoding="utf-8"))
-ENTRYPOINT = json.loads(instructions("ENTRYPOINT")[0])
+_, _, *ENTRYPOINT = json.loads(instructions("ENTRYPOINT")[0])  # behind `tini --`
 
 STARTED = {
     "compose": (COMPOSE["adrec"]["command"], COMPOSE["adrec"]["environment"]),

@@ -228,6 +228,25 @@ class TestLoading:
                 assert {item["ad_id"] for items in met for item in items} == {ad_id}
             kept = again.kept
 
+    def test_an_ad_that_fits_no_more(self, load):
+        """The rows of those after it are others than those that the state counted them under."""
+        server = load.server
+        for ad_id in ("y", "z"):
+            ad = {"ad_id": ad_id, "bid_micros": 5, "campaign_id": f"of {ad_id}"}
+            assert server.http.put("/v1/ads", json={"ads": [ad]}).status_code == 204
+            answer = server.recommend(
+                user=f"of {ad_id}", k=1, only={"campaign_id": [f"of {ad_id}"]}
+            )
+            server.report(event(answer), event(answer, "click"))
+        kept = load().kept
+        with closing(EventLog.in_file(server.log_file)) as log:
+            odd = {"ad_id": "y", "field of another version": "x"}
+            log.change_ads([AdChange(ad_id="y", status="active", fields=odd)])
+        again, later = load(kept), server.clock.now_ms + DAY_MS
+        met = again.user("of z", later).histories.values()
+        assert {item["ad_id"] for items in met for item in items} == {"z"}
+        assert not any(again.user("of y", later).histories.values())
+
     def test_an_erased_user(self, load):
         server = load.server
         for user in ("17", "new here"):

@@ -92,6 +92,12 @@ def test_loadtest_reports_what_came_of_it(run_copy, tmp_path):
         assert found["failed"] == found["events_failed"] == 0
         assert 0.0 < found["p50_ms"] <= found["p99_ms"]
         assert "goodput" in done.stdout
+        (tmp_path / "users").write_text("one with a space\n\n17\n")
+        done = loadtest(server.url, *rate, "--users", tmp_path / "users", "--timeout-ms", 0.001)
+        assert (done.returncode, "goodput" in done.stdout) == (0, True), done.stderr
+        (tmp_path / "users").write_text("\n")
+        done = loadtest(server.url, *rate, "--users", tmp_path / "users")
+        assert (done.returncode, "no user's id" in done.stderr) == (2, True)
         server.stop()
     assert loadtest(server.url, *rate).returncode == 1
 

@@ -3,6 +3,7 @@
 import pytest
 
 from serving.events import event
+from serving.test_versions import publish_copy
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -46,6 +47,17 @@ def test_also_over_ads_that_came_while_serving(serve):
     serve_a_while(server, hours=6)
     found = check(server)
     assert (found["checked"], found["different"]) == (30, 0)
+
+
+def test_only_answers_of_the_version_are_compared(serve, run_copy):
+    """Those before a swap were given with the means and fields of another one."""
+    server = serve(run_copy, sample=1.0)
+    serve_a_while(server, hours=2)
+    second = publish_copy(run_copy, "29990101T000000-second").name
+    assert server.admin.post(f"/admin/swap?version={second}").status_code == 200
+    serve_a_while(server, hours=3)
+    found = check(server)
+    assert (found["checked"], found["different"]) == (3 * len(USERS), 0)
 
 
 def test_an_outcome_that_comes_too_late_is_told(serve):

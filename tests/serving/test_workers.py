@@ -1,13 +1,18 @@
 """Several processes on the same ports."""
 
+import asyncio
 import os
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
+from adrec.serving import run
+from adrec.serving.metrics import Metrics
+from adrec.serving.run import listen
 from serving.events import event
 from serving.processes import serving
 from serving.test_versions import publish_copy
@@ -75,6 +80,36 @@ def test_what_one_takes_in_the_others_know(server, run_copy):
     # The one that was started anew answers with the version that was swapped to, and knows all.
     until(lambda: ask(server, user="17")["version"] == second)
     until(lambda: httpx2.get(f"{server.url}/v1/users/new here").json()["known"])
+
+
+def test_workers_end_with_their_parent(run_copy):
+    """However that ends: they would keep the ports, and nobody would replace them."""
+    with serving(run_copy, "--workers", 2, *SLOW) as server:
+        port, workers = urlsplit(server.url).port, children(server.process.pid)
+        ask(server, user="17")
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+        deadline = time.monotonic() + PATIENCE_S
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        listen("127.0.0.1", port).close()
+
+
+def test_what_waits_is_told_by_whichever_worker_is_asked(monkeypatch, tmp_path):
+    """Each keeps its own figures fresh."""
+    waiting = [3.0]
+    metrics = Metrics(waiting=lambda: waiting[0], unwritten=lambda: 0.0)
+
+    async def a_while():
+        task = asyncio.create_task(run._refresh(metrics))
+        await asyncio.sleep(0.05)
+        task.cancel()
+
+    monkeypatch.setattr(metrics, "_asked", (lambda: 0.0, lambda: 0.0))
+    metrics.refresh()
+    monkeypatch.undo()
+    asyncio.run(a_while())
+    assert metrics._registry.get_sample_value("adrec_waiting") == 3.0
 
 
 def test_all_drain(server):

@@ -68,6 +68,7 @@ def serve(
     event_log = _event_log(folder, config.events)
     log_to_stderr()
     if (place := my_place()) is not None:
+        place.end_with_parent()
         begun = run_of(folder) / "versions" / place.version
         service = Service(begun, event_log, config, since=place.since)
         run(service, place.listeners, ready=place.tell_ready, drain=place.drain)
@@ -118,10 +119,15 @@ def loadtest(
     """
     import asyncio
 
+    from adrec.errors import ConfigError
     from adrec.serving.config import TOKENS
     from adrec.serving.loadtest import Load, run_load
 
-    ids = [str(i) for i in range(1, 1001)] if users is None else users.read_text().split()
+    ids = [str(i) for i in range(1, 1001)]
+    if users is not None:
+        ids = [line.strip() for line in users.read_text().splitlines() if line.strip()]
+        if not ids:
+            raise ConfigError(f"{users}: no user's id stands in it; give one on each line")
     load = Load(rate, seconds, ids, k=k, reported=reported, timeout_ms=timeout_ms)
     token = os.environ.get(TOKENS["events_token"])
     with Progress(notes).track("load", round(seconds), "s") as advance:

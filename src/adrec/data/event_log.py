@@ -348,17 +348,12 @@ class EventLog:
             with self._translated(), self._engine.begin() as connection:
                 self._delete(connection, gone.where(ERASURES.c.user_id.in_(some)))
 
-    def erased(self, *, after: int = 0, from_ms: int = 0) -> list[str]:
-        """Users that were erased, after a number and not before an instant."""
-        statement = sa.select(ERASURES.c.user_id).where(
+    def erased(self, *, after: int = 0, from_ms: int = 0) -> dict[str, int]:
+        """Users that were erased, after a number and not before an instant, and when they were
+        last."""
+        statement = sa.select(ERASURES.c.user_id, ERASURES.c.at_ms).where(
             ERASURES.c.number > after, ERASURES.c.at_ms >= from_ms
         )
-        with self._translated(), self._engine.connect() as connection:
-            return [row.user_id for row in connection.execute(statement)]
-
-    def erasures(self) -> dict[str, int]:
-        """When each user who was ever erased was erased last."""
-        statement = sa.select(ERASURES.c.user_id, ERASURES.c.at_ms)
         with self._translated(), self._engine.connect() as connection:
             return {row.user_id: int(row.at_ms) for row in connection.execute(statement)}
 

@@ -80,7 +80,7 @@ def export_log(
     schema = schema.model_copy(update={"name": name})
     ads, folder = _ads(log, known), out / "impressions"
     new_ms, settled_ms = _end_ms(known) + 1, now_ms - max(task.delay_ms for task in schema.tasks)
-    erased_ms = log.erasures() if schema.user_id else {}
+    erased_ms = log.erased() if schema.user_id else {}
     folder.mkdir(parents=True, exist_ok=True)
     if not only_new and not (folder / f"{_BEFORE}.parquet").exists():
         with reading(known.impressions.file):

@@ -126,7 +126,7 @@ class Runtime:
         """How many of so many candidates the ranker looks at."""
         if self.considered is None:
             return count
-        return min(count, math.ceil(self.considered * max(1.0, shown / TOP)))
+        return min(count, max(shown, math.ceil(self.considered * max(1.0, shown / TOP))))
 
     def _look(
         self, opened: Opened, query: Query, pool: Pool, order: Order, shown: int

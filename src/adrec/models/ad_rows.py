@@ -61,12 +61,17 @@ class AdRows:
         codes, scales = _rounded(ranker, ads.take(rows_N))
         end = self._used + len(codes)
         codes_SP, scales_S2 = self._codes_SP, self._scales_S2
-        if end > len(codes_SP):
-            codes_SP, scales_S2 = (_with_room(array, end) for array in (codes_SP, scales_S2))
-        codes_SP[self._used : end], scales_S2[self._used : end] = codes, scales
         slot_A = np.zeros(len(ads), np.int32)
         slot_A[: len(self)] = self._slot_A
-        slot_A[rows_N] = np.arange(self._used, end)
+        used = self._used
+        if end > len(codes_SP):
+            if used > 2 * len(self):  # most places are of ads as they once were
+                codes_SP, scales_S2 = codes_SP[self._slot_A], scales_S2[self._slot_A]
+                slot_A[: len(self)], used = np.arange(len(self)), len(self)
+                end = used + len(codes)
+            codes_SP, scales_S2 = (_with_room(array, end) for array in (codes_SP, scales_S2))
+        codes_SP[used:end], scales_S2[used:end] = codes, scales
+        slot_A[rows_N] = np.arange(used, end)
         return AdRows(codes_SP, scales_S2, slot_A, end)
 
     def take(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -22,7 +22,7 @@ from adrec.models.two_tower import TwoTower, embed_ads
 from adrec.retrieval.ad_set import AdSet
 from adrec.retrieval.eligibility import Eligibility
 from adrec.retrieval.index import AdIndex
-from adrec.retrieval.inputs import Ints
+from adrec.retrieval.inputs import Bools, Floats, Ints
 from adrec.retrieval.live import LiveConfig, LiveIndex
 
 
@@ -108,21 +108,20 @@ class LiveAds:
         with self._changing:
             before = self.index.now.about
             catalogue, at_N = before.catalogue.put(self._state.features, frame)
-            with self._reading:
-                standing_NS = self._state.standing(self._clock(), at_N, catalogue)
-            vectors_ND = embed_ads(
-                self._models.two_tower, catalogue.encoded.take(at_N), standing_NS
-            )
             active = before.eligibility.active
             if active is not None:
                 new_N = at_N[at_N >= active.rows]
                 active = active.resized(len(catalogue)).plus(new_N)
-            ad_rows = before.ad_rows
-            if ad_rows is not None:
-                ad_rows = ad_rows.with_ads(self._models.ranker, catalogue.encoded, at_N)
-            offer = Offer(catalogue, Eligibility(catalogue.raw, active), ad_rows)
+            offer = Offer(catalogue, Eligibility(catalogue.raw, active), before.ad_rows)
+            at_N = at_N[~self._look_the_same(at_N, before.catalogue, catalogue)]
+            vectors_ND = None
+            if len(at_N):
+                vectors_ND, offer = self._embedded(at_N, offer)
             self._state.catalogue = catalogue  # before a search can find a row that it lacks
-            self.index.put(at_N, vectors_ND, about=offer)
+            if vectors_ND is None:
+                self.index.tell(offer)
+            else:
+                self.index.put(at_N, vectors_ND, about=offer)
             self.changed = True
 
     def pause(self, ids: Collection[str | int]) -> None:
@@ -156,6 +155,27 @@ class LiveAds:
                 offer = replace(offer, eligibility=eligibility)
             self.index.remove(at_N, about=offer)
             self.changed = True
+
+    def _look_the_same(self, at_N: Ints, before: Catalogue, after: Catalogue) -> Bools:
+        """Which ads are there and are to the models as before, as where only a bid has changed."""
+        old_N = at_N < len(before)
+        old_N[old_N] = self.index.now.has(at_N[old_N])
+        was, now = before.encoded.take(at_N[old_N]), after.encoded.take(at_N[old_N])
+        same = (was.categorical == now.categorical).all(axis=1)
+        same &= (was.dense == now.dense).all(axis=1)
+        old_N[old_N] = same
+        return old_N
+
+    def _embedded(self, at_N: Ints, offer: Offer) -> tuple[Floats, Offer]:
+        """Vectors of some ads of an offer as they stand, and the offer with what the ranker makes
+        of them."""
+        encoded, ad_rows = offer.catalogue.encoded, offer.ad_rows
+        with self._reading:
+            standing_NS = self._state.standing(self._clock(), at_N, offer.catalogue)
+        vectors_ND = embed_ads(self._models.two_tower, encoded.take(at_N), standing_NS)
+        if ad_rows is not None:
+            offer = replace(offer, ad_rows=ad_rows.with_ads(self._models.ranker, encoded, at_N))
+        return vectors_ND, offer
 
     def _set_active(
         self, ids: Collection[str | int], change: Callable[[AdSet, Ints], AdSet]

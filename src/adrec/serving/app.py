@@ -5,6 +5,7 @@ Handlers translate: what is done stands in `service.py`, what becomes of errors 
 
 import asyncio
 import json
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from importlib.resources import files
@@ -19,6 +20,7 @@ from adrec.errors import EventLogError, OverloadError
 from adrec.errors import RequestError as AskedWrongError
 from adrec.serving.access import needing
 from adrec.serving.application import REFUSED, begin_app
+from adrec.serving.docs import only
 from adrec.serving.metrics import Metrics
 from adrec.serving.notices import billed
 from adrec.serving.openrtb import BidRequest, BidResponse
@@ -43,9 +45,10 @@ from adrec.serving.wire import (
 )
 
 T = TypeVar("T")
-_CONSOLE = files("adrec.serving") / "console.html"
+_CONSOLE = (files("adrec.serving") / "console.html").read_text(encoding="utf-8")
+_SCRIPT = _CONSOLE.partition("<script>")[2].partition("</script>")[0]
 _CONSOLE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; "
+    "content-security-policy": f"default-src 'none'; script-src {only(_SCRIPT)}; "
     "style-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "cache-control": "no-store",
@@ -235,10 +238,8 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v2/health/ready", responses={503: REFUSED}, tags=["health"])
     async def ready() -> dict[str, str]:
         """Whether requests are answered and events can be written."""
-        try:
-            await run_in_threadpool(service.check_ready)
-        except OverloadError as error:
-            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+        await run_in_threadpool(_or_503, service.check_answers)
+        await run_in_threadpool(service.check_log)
         return {"status": "ready"}
 
     @app.get("/v2/models/adrec", tags=["health"])
@@ -246,9 +247,10 @@ def create_app(service: Service) -> FastAPI:
         """The version that answers, and those that could."""
         return await run_in_threadpool(service.about)
 
-    @app.get("/v2/models/adrec/ready", tags=["health"])
+    @app.get("/v2/models/adrec/ready", responses={503: REFUSED}, tags=["health"])
     async def model_ready() -> dict[str, str]:
-        """Whether the model answers."""
+        """Whether requests are answered, also while events cannot be written."""
+        await run_in_threadpool(_or_503, service.check_answers)
         return {"status": "ready", "version": service.current.name}
 
     @app.get("/metrics", include_in_schema=False)
@@ -257,7 +259,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/console", include_in_schema=False)
     async def console() -> Response:
-        return Response(_CONSOLE.read_bytes(), media_type="text/html", headers=_CONSOLE_HEADERS)
+        return Response(_CONSOLE, media_type="text/html", headers=_CONSOLE_HEADERS)
 
     @app.get("/console/figures", include_in_schema=False)
     async def figures() -> Response:
@@ -316,6 +318,13 @@ async def _change(
 def _require_ours(service: Service, request_id: str, ad_id: str, code: str) -> None:
     if not service.notices.is_ours(request_id, ad_id, code):
         raise HTTPException(403, "this is no notice of a bid of ours")
+
+
+def _or_503(check: Callable[[], None]) -> None:
+    try:
+        check()
+    except OverloadError as error:
+        raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
 
 
 def _note_outcomes(metrics: Metrics, outcomes: Outcomes) -> None:

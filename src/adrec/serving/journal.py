@@ -7,7 +7,7 @@ belong to, are on disk: an answer that could not be written goes with its first 
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
@@ -95,13 +95,21 @@ class Journal:
         found = {key: slate_of(one) for key, one in kept.items()}
         return found | (self._log.slates(rest) if rest else {})
 
-    def forget(self, user_ids: Collection[str], at_ms: int) -> None:
-        """Remember slates of some users no longer, nor note those of requests up to an instant:
-        they are erased from the log."""
+    def forget(self, erased_ms: Mapping[str, int]) -> None:
+        """Remember no longer, nor note any more, what users were answered before each was erased
+        from the log."""
         with self._lock:
-            recent = {user: ms for user, ms in self._erased_ms.items() if ms > at_ms - _LATE_MS}
-            self._erased_ms = recent | dict.fromkeys(user_ids, at_ms)
-            theirs = [key for key, kept in self._recent.items() if kept.user_id in user_ids]
+            last_ms = max(erased_ms.values(), default=0)
+            self._erased_ms = {
+                user: at_ms
+                for user, at_ms in (self._erased_ms | dict(erased_ms)).items()
+                if at_ms > last_ms - _LATE_MS
+            }
+            theirs = [
+                key
+                for key, kept in self._recent.items()
+                if kept.at_ms <= erased_ms.get(kept.user_id or "", -1)
+            ]
             for key in theirs:
                 del self._recent[key]
             self._unwritten.difference_update(theirs)

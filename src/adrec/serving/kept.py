@@ -46,6 +46,8 @@ class Known:
     """Number of the last change of ads that it knows."""
     ad_changes: tuple[AdChange, ...] = ()
     """The last change of each ad, in the order that gave new ads their rows."""
+    new_ads: tuple[str, ...] = ()
+    """The new ads, in the order of their rows: all changed ads that its schema fits."""
     erasures: int = 0
     """Number of the last user who was erased from it."""
 

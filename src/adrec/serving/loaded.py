@@ -189,7 +189,7 @@ class Loaded:
         if room is not None:
             loaded._keep_in(room, known)
         loaded.restore_ads(log.ad_changes(after=known.ads))  # what came while it was told
-        loaded.forget(log.erased(after=known.erasures))
+        loaded.forget(list(log.erased(after=known.erasures)))
         loaded.warm()
         return loaded
 
@@ -346,15 +346,21 @@ def load(
     except Exception as error:  # whatever is wrong with its files, it is the version that is
         raise BundleError(f"{folder}: cannot be loaded ({error}); publish it again") from error
     log_end_ms = bundle.manifest.log_end_ms
-    known, memory = Known(files, log_end_ms, newest_ms=log_end_ms), None
+    known = fresh = Known(files, log_end_ms, newest_ms=log_end_ms)
+    memory = None
     if kept is not None and (memory := kept.room.read()) is not None:
         known = kept.known
     ad_changes = joined(known.ad_changes, log.ad_changes(after=known.ads))
+    published = len(recommender.state.catalogue.directory.ids)
     restore_ads(recommender, ad_changes)
+    new_ads = tuple(recommender.state.catalogue.directory.ids[published:])
+    if new_ads[: len(known.new_ads)] != known.new_ads:  # its rows are of other ads
+        known, memory = fresh, None
     if memory is not None:
         remember(recommender.state, memory)
     recommender.forget(log.erased(after=known.erasures, from_ms=log_end_ms))
-    return recommender, replace(known, ads=now.ads, ad_changes=ad_changes, erasures=now.erasures)
+    known = replace(known, ads=now.ads, erasures=now.erasures)
+    return recommender, replace(known, ad_changes=ad_changes, new_ads=new_ads)
 
 
 def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
@@ -371,7 +377,9 @@ def change_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
 def restore_ads(recommender: Recommender, changes: Sequence[AdChange]) -> None:
     """Have ads stand as they stand in the log, whether or not they do already. Left out are those
     that a version lacks, and with a word those that do not fit its schema."""
-    _put(recommender, [replace(one, status="active") for one in changes if one.fields is not None])
+    known = recommender.index.now.about.catalogue.directory
+    put = [one for one in changes if one.status != "removed" or not known.row(one.ad_id)]
+    _put(recommender, [replace(one, status="active") for one in put if one.fields is not None])
     now = recommender.index.now
     rows = np.array([now.about.catalogue.directory.row(change.ad_id) for change in changes], int)
     there_N = now.has(rows) & (rows > 0)

@@ -42,7 +42,7 @@ class Load:
     clicked: float = 0.1
     """Share of those of which one ad is clicked."""
     timeout_ms: float | None = None
-    """Deadline that requests bring."""
+    """Deadline that requests bring; what comes later is no use, and not in the goodput."""
     seed: int = 0
 
 
@@ -68,6 +68,8 @@ class Result:
     events_took: list[float] = field(default_factory=list)
     acknowledged: list[str] = field(default_factory=list)
     """Ids of events that the server said it has."""
+    timeout_ms: float = float("inf")
+    """Deadline that requests brought."""
     cpu_share: float = 0.0
     """Of one processor, that the generator itself took."""
     seconds: float = 0.0
@@ -85,7 +87,7 @@ class Result:
             "answered": float(ok.sum()),
             "refused": float(refused.sum()),
             "failed": float((~ok & ~refused).sum()),
-            "goodput": float(ok.sum()) / length,
+            "goodput": float((ok & (took <= self.timeout_ms)).sum()) / length,
             "p50_ms": _percentile(took[ok], 50.0),
             "p99_ms": _percentile(took[ok], 99.0),
             "p999_ms": _percentile(took[ok], 99.9),
@@ -132,6 +134,8 @@ async def _send(
     url: str, load: Load, token: str | None, check: Check, tell: Callable[[float], None]
 ) -> Result:
     found, generator = Result(), np.random.default_rng(load.seed)
+    if load.timeout_ms is not None:
+        found.timeout_ms = load.timeout_ms
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     timeout = aiohttp.ClientTimeout(total=_PATIENCE_S)
     connector = aiohttp.TCPConnector(limit=0)

@@ -98,9 +98,13 @@ class Metrics:
             registry=self._registry,
         )
 
-    def _all(self) -> CollectorRegistry:
+    def refresh(self) -> None:
+        """Tell how much waits now: to whichever worker the page is asked for."""
         for gauge, ask in zip((self._waiting, self._unwritten), self._asked, strict=True):
             gauge.set(ask())
+
+    def _all(self) -> CollectorRegistry:
+        self.refresh()
         if FOLDER not in os.environ:
             return self._registry
         together = CollectorRegistry()

@@ -18,9 +18,11 @@ from adrec.errors import ConfigError
 from adrec.serving.admin import create_admin_app
 from adrec.serving.app import create_app
 from adrec.serving.config import ServerConfig
+from adrec.serving.metrics import Metrics
 from adrec.serving.service import Service
 
 _BACKLOG = 2_048
+_REFRESH_S = 1.0
 _SWITCH_S = 0.002  # after which a thread that computes in Python lets one that answers go on
 
 
@@ -99,15 +101,24 @@ def run(
             loop.add_signal_handler(number, stop)
         loop.add_signal_handler(signal.SIGUSR1, service.drain)
         ready()
+        refreshing = asyncio.create_task(_refresh(app.state.metrics))
         await asyncio.gather(
             *(server.serve([one]) for server, one in zip(servers, listeners, strict=True))
         )
+        refreshing.cancel()
 
     try:
         with asyncio.Runner(loop_factory=servers[0].config.get_loop_factory()) as runner:
             runner.run(serve())
     finally:
         service.close()
+
+
+async def _refresh(metrics: Metrics) -> None:
+    """Keep what other workers show of this one up to date."""
+    while True:
+        metrics.refresh()
+        await asyncio.sleep(_REFRESH_S)
 
 
 class _Server(uvicorn.Server):

@@ -4,7 +4,7 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +209,7 @@ class Service:
     def erase_user(self, user_id: str) -> int:
         """Erase a user from the state, the log, and every version to come that learned before;
         returns how many slates there were."""
-        self._flush_without([user_id])
+        self._flush_without({user_id: self._clock()})
         return self.versions.erase_user(user_id)
 
     def drain(self) -> None:
@@ -229,16 +229,22 @@ class Service:
             "precision": current.backend.precision,
         }
 
-    def check_ready(self) -> None:
-        """Whether requests are answered and events can be written.
+    def check_answers(self) -> None:
+        """Whether requests are answered here.
 
         Raises:
-            OverloadError: requests are not, or it drains.
-            EventLogError: events cannot.
+            OverloadError: they are not, or it drains.
         """
         if self.draining:
             raise OverloadError("the server drains; send requests to another")
         self._ask(lambda current: current.size())
+
+    def check_log(self) -> None:
+        """Whether events can be written.
+
+        Raises:
+            EventLogError: they cannot.
+        """
         try:
             self.journal.append([], []).result(timeout=_READY_S)
         except TimeoutError as error:
@@ -320,10 +326,10 @@ class Service:
             self._hearing.release()
         return messages is not None
 
-    def _flush_without(self, user_ids: Sequence[str]) -> None:
+    def _flush_without(self, erased_ms: Mapping[str, int]) -> None:
         """Take no more events of some users' answers, and have those written that wait: what is
         erased from the log then does not come after it."""
-        self.journal.forget(user_ids, self._clock())
+        self.journal.forget(erased_ms)
         if self.news is not None:
             self.news.forget()
         try:
@@ -331,10 +337,10 @@ class Service:
         except TimeoutError as error:
             raise EventLogError(f"nothing was written for {_FLUSH_S:g} s; try again") from error
 
-    def _forget_slates(self, user_ids: Sequence[str]) -> None:
+    def _forget_slates(self, erased_ms: Mapping[str, int]) -> None:
         """Another process has erased users: so is what this one still knows of their answers."""
-        self._flush_without(user_ids)
-        self._log.sweep_erased(user_ids)
+        self._flush_without(erased_ms)
+        self._log.sweep_erased(list(erased_ms))
 
     def _repeat(self, what: str, work: Callable[[], Any], every_s: float) -> threading.Thread:
         """Do something to the log now and then, until the end, in a thread of its own."""

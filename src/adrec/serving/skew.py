@@ -45,7 +45,8 @@ class Skew:
 
 
 def measure_skew(recommender: Recommender, log: EventLog, *, after_ms: int, until_ms: int) -> Skew:
-    """Compare the answers of a period that the log has samples of.
+    """Compare the answers of a version in a period that the log has samples of. What other versions
+    were told they were told by their own means and fields.
 
     Args:
         recommender: just loaded, with its ads as they stand; its state is moved on.
@@ -60,11 +61,13 @@ def measure_skew(recommender: Recommender, log: EventLog, *, after_ms: int, unti
     delay_ms = max(task.delay_ms for task in state.schema.tasks)
     slates = log.shown(after_ms + 1, until_ms - delay_ms)
     while part := list(islice(slates, _PART)):
-        _compare(state, part, found)
+        _compare(state, part, found, recommender.version)
     return found
 
 
-def _compare(state: State, part: Sequence[tuple[LoggedSlate, list[Event]]], found: Skew) -> None:
+def _compare(
+    state: State, part: Sequence[tuple[LoggedSlate, list[Event]]], found: Skew, version: str
+) -> None:
     schema = under_own_names(state.schema)
     shown = [(slate, outcomes_of(events, schema.tasks)) for slate, events in part]
     rows = state.advance(impression_frame(schema, shown))
@@ -74,7 +77,7 @@ def _compare(state: State, part: Sequence[tuple[LoggedSlate, list[Event]]], foun
         ads = [ad.ad_id for ad in slate.ads if ad.ad_id in outcomes]
         request = int(np.searchsorted(starts, place, side="right")) - 1
         place += len(ads)
-        if slate.seen is None or slate.profile is not None:
+        if slate.seen is None or slate.version != version or slate.profile is not None:
             continue  # a profile that came with the request stands in no table
         counters_NC = rows.counters_NC[place - len(ads) : place]
         differs = [

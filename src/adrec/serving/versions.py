@@ -14,7 +14,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,15 +69,15 @@ class Versions:
         self._known = known = log.marks()
         self._heeded = known.versions
         self._following, self._replacing = _Tries(), _Tries()
-        self._unswept: list[str] = []  # users who were erased
+        self._unswept: dict[str, int] = {}  # users who were erased, and when
         named = since is not None and known.versions > since
         versions, wanted = self._run / "versions", known.wanted
         first = versions / wanted.name if named else first_version(folder, wanted)
         self.current = load(first, None, None)
         self.previous = wanted.previous if first.name == wanted.name else None
         """Name of the version that answered before."""
-        self.on_erased: Callable[[Sequence[str]], None] = lambda user_ids: None
-        """Told by `follow` of users who were erased."""
+        self.on_erased: Callable[[Mapping[str, int]], None] = lambda erased_ms: None
+        """Told by `follow` of users who were erased, and when."""
         self._keep(self.current)
 
     def names(self) -> list[str]:
@@ -214,10 +214,11 @@ class Versions:
         elif not self.current.whole and self._replacing.due:
             self._beside(self._replace, self._replacing)
         if self._unswept:
-            users = list(self._unswept)
+            users = dict(self._unswept)
             self._forget_erased()
             self.on_erased(users)
-            del self._unswept[: len(users)]
+            with self._changing:
+                self._unswept = dict(self._unswept.items() - users.items())
 
     def _piece_end(self) -> int:
         """Place up to which the version may be told at once; events are given places with gaps."""
@@ -229,7 +230,7 @@ class Versions:
         with self._changing:
             known = self._known
             if marks.ads > known.ads or marks.erasures > known.erasures:
-                self._unswept += self._take_in(self.current, since=known)
+                self._unswept |= self._take_in(self.current, since=known)
                 ads, erasures = max(marks.ads, known.ads), max(marks.erasures, known.erasures)
                 self._known = replace(marks, ads=ads, erasures=erasures)
 
@@ -278,12 +279,12 @@ class Versions:
             self._take_over(broken.version.folder, previous=self.previous)
             _log.info("version %s is whole again", broken.version.name)
 
-    def _take_in(self, version: Answering, *, since: Marks) -> list[str]:
+    def _take_in(self, version: Answering, *, since: Marks) -> dict[str, int]:
         """Have a version know of ads that were changed and users who were erased since some marks;
-        those users."""
+        those users, and when."""
         version.restore_ads(self._log.ad_changes(after=since.ads))
         erased = self._log.erased(after=since.erasures)
-        version.forget(erased)
+        version.forget(list(erased))
         return erased
 
 

@@ -2,9 +2,9 @@
 
 The parent listens and starts the workers, which accept on its sockets; it prints the addresses once
 all are ready, starts one anew that died, passes SIGTERM and SIGUSR1 (drain) on, and ends when all
-have ended. What one worker takes in the others follow through the event log (`versions.py`), and
-through Redis where there is one (`news.py`). Each maps the index from disk, so that its pages are
-in memory once.
+have ended; they end when it does. What one worker takes in the others follow through the event log
+(`versions.py`), and through Redis where there is one (`news.py`). Each maps the index from disk, so
+that its pages are in memory once.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,20 @@ class Place:
     """Changes of the version when the parent began; see `Versions`."""
     ready: int
     """Descriptor to tell on that it answers."""
+    parent: int
+    """Its process id."""
+    alive: int
+    """Descriptor that ends when the parent does."""
+
+    def end_with_parent(self) -> None:
+        """Have this process stop as soon as the parent is gone, however that ended: nobody would
+        replace it or pass signals on, and its ports would stay taken."""
+
+        def wait() -> None:
+            os.read(self.alive, 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=wait, name="parent", daemon=True).start()
 
     def tell_ready(self) -> None:
         """Tell the parent that this worker answers."""
@@ -54,7 +69,8 @@ class Place:
 
     def drain(self) -> None:
         """Have all workers drain."""
-        os.kill(os.getppid(), signal.SIGUSR1)
+        if os.getppid() == self.parent:
+            os.kill(self.parent, signal.SIGUSR1)
 
 
 def my_place() -> Place | None:
@@ -62,9 +78,10 @@ def my_place() -> Place | None:
     given = os.environ.pop(_PLACE, None)
     if given is None:
         return None
-    *numbers, version = given.split(",", 4)
-    first, second, ready, since = map(int, numbers)
-    return Place([socket.socket(fileno=fd) for fd in (first, second)], version, since, ready)
+    *numbers, version = given.split(",", 6)
+    first, second, ready, alive, parent, since = map(int, numbers)
+    listeners = [socket.socket(fileno=fd) for fd in (first, second)]
+    return Place(listeners, version, since, ready, parent, alive)
 
 
 def run_workers(
@@ -99,6 +116,7 @@ class _Parent:
         self._begun, self._metrics = begun, metrics
         self._running: list[subprocess.Popen[bytes]] = []
         self._stopping = self._draining = False
+        self._alive, self._never_closed = os.pipe()  # until this process ends
 
     def run(self, ready: Callable[[], None]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,14 +135,16 @@ class _Parent:
                 time.sleep(0.1)
         finally:
             self._stop(signal.SIGTERM, None)
+            for one in self._listeners:  # else connections would be taken that nobody answers
+                one.close()
             for worker in self._running:
                 worker.wait()
 
     def _start(self) -> int:
         """Start a worker; the descriptor on which it tells that it is ready."""
         reading, writing = os.pipe()
-        passed = [*(one.fileno() for one in self._listeners), writing]
-        place = ",".join(map(str, [*passed, *self._begun]))
+        passed = [*(one.fileno() for one in self._listeners), writing, self._alive]
+        place = ",".join(map(str, [*passed, os.getpid(), *self._begun]))
         environment = os.environ | {_PLACE: place, FOLDER: self._metrics}
         command = [sys.executable, "-m", "adrec.cli", *sys.argv[1:]]
         self._running.append(subprocess.Popen(command, env=environment, pass_fds=passed))
@@ -143,12 +163,11 @@ class _Parent:
         for worker in [one for one in self._running if one.poll() is not None]:
             self._running.remove(worker)
             multiprocess.mark_process_dead(worker.pid, self._metrics)  # type: ignore[no-untyped-call]
+            _log.error("worker %d ended with code %s", worker.pid, worker.returncode)
+            time.sleep(_PAUSE_S)
             if self._stopping or self._draining:  # who came now would be ready
                 return
-            _log.error(
-                "worker %d ended with code %s; starting another", worker.pid, worker.returncode
-            )
-            time.sleep(_PAUSE_S)
+            _log.info("another worker is started")
             os.close(self._start())
 
     def _drain(self, number: int, frame: FrameType | None) -> None:
