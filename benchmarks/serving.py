@@ -44,7 +44,7 @@ from worlds import version_with
 
 from adrec.bundle import CALIBRATION, Bundle, find_version, sha256
 from adrec.serving.journal import REMEMBERED
-from adrec.serving.loadtest import Load, Result, run_load
+from adrec.serving.loadtest import Load, Result, run_load, run_loads
 
 _SHIFTED = "29990101T000000-shifted"
 _SHIFT = 30.0  # of the click's logit: every score of the second version is nearly 1
@@ -236,18 +236,10 @@ class Server:
 
     def load_that_drops(
         self, rates: tuple[float, float], seconds: float, users: Sequence[str]
-    ) -> tuple[Result, Result]:
+    ) -> list[Result]:
         """Send a load, and in the instant in which that ends another one."""
-        one, other = (Load(rate, seconds, users, timeout_ms=self._timeout_ms) for rate in rates)
-
-        async def later() -> Result:
-            await asyncio.sleep(seconds)
-            return await run_load(self.url, other)
-
-        async def both() -> tuple[Result, Result]:
-            return await asyncio.gather(run_load(self.url, one), later())
-
-        return asyncio.run(both())
+        loads = [Load(rate, seconds, users, timeout_ms=self._timeout_ms) for rate in rates]
+        return asyncio.run(run_loads(self.url, loads))
 
     def versions(self) -> list[str]:
         """The one that answers, and the other."""

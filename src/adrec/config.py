@@ -190,11 +190,12 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _where(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the text itself: it may hold secrets."""
+    """Where it is wrong, and what, unless that holds some of the text: it may be secret."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return ""
-    mark = error.problem_mark
-    return f": line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    place = f": line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+    of_form = isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+    return f"{place}: {error.problem}" if of_form else place
 
 
 def _over_defaults(defaults: dict[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:

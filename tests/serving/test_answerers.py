@@ -16,6 +16,7 @@ import pytest
 
 from adrec.bundle import find_version
 from adrec.data.event_log import EventLog
+from adrec.data.log_entries import Event
 from adrec.errors import OverloadError
 from adrec.serving import answerer_process
 from adrec.serving.answerer_process import _started
@@ -93,6 +94,16 @@ def server(serve, run_copy):
     server.service.close()
     assert not processes()
     server.service.close = lambda: None
+
+
+def test_what_a_process_could_not_take_in_it_takes_in_soon(server):
+    """Also if nothing else happens: nobody waits for what is told, so its failure is not seen."""
+    answer, versions = server.recommend(user="new here"), server.service.versions
+    until(lambda: server.service.journal.waiting == 0)
+    with closing(EventLog.in_file(server.log_file)) as log, versions._telling:
+        told = Event(at_ms=server.clock.now_ms, **event(answer))
+        versions.current.told = log.append([], [told])[0].seq
+    until(lambda: all(one["known"] for one in of_each(server, "/v1/users/new here")))
 
 
 def test_answers_are_those_of_threads(serve, server, run_copy):

@@ -43,6 +43,8 @@ def test_no_error_tells_a_secret(tmp_path):
         f"redis: [{TOKEN}]",
         f"events: [{TOKEN}]",
         f"admin_token: [{TOKEN}]",
+        f"admin_token: *{TOKEN}",
+        f"admin_token: !{TOKEN} x",
     ):
         file.write_text(text)
         with pytest.raises(ConfigError) as refused:

@@ -1,5 +1,6 @@
 """News through a real Redis: what one server takes in, another knows before its next answer."""
 
+import json
 import threading
 import time
 import traceback
@@ -51,6 +52,13 @@ class TestNews:
         for _ in range(5):
             pair[0].publish([SLATE], [EVENT])
         assert pair[1].read() == [([SLATE], [EVENT])] * 5
+        assert pair[1].read() == []
+
+    def test_what_cannot_be_read_is_left_to_the_log(self, pair):
+        """As another release may tell it."""
+        pair[0]._redis.xadd(pair[0]._name, {"message": json.dumps({"slates": [], "events": [{}]})})
+        pair[0].publish([SLATE], [EVENT])
+        assert pair[1].read() is None
         assert pair[1].read() == []
 
     def test_what_is_to_be_forgotten_goes_first_once_redis_is_back(self, redis, pair):

@@ -111,6 +111,8 @@ class Feed:
         If it fails, what it has told stays told, and the next call goes on from there.
         """
         end = (log.marks().last if last is None else last) + 1
+        if end - 1 <= self.told:
+            return
         events = log.events(after=self.told, before=end, from_ms=self._after_ms + 1)
         for part in _parts(events):
             self._tell_all(log, part)
@@ -128,7 +130,7 @@ class Feed:
             slates: theirs, by request.
 
         Raises:
-            EventLogError: what it missed cannot be read; it is told with what comes next.
+            EventLogError: what it missed cannot be read; `catch_up` tells it then.
         """
         new = [event for event in events if event.seq > self.told]
         if new and new[0].seq > self.told + 1:  # other processes write to the log, too

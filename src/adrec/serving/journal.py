@@ -96,8 +96,8 @@ class Journal:
         return found | (self._log.slates(rest) if rest else {})
 
     def forget(self, erased_ms: Mapping[str, int]) -> None:
-        """Remember no longer, nor note any more, what users were answered before each was erased
-        from the log."""
+        """Remember no slates of users who were erased from the log, nor note any more what they
+        were answered before that. What they were answered since is found in the log."""
         with self._lock:
             last_ms = max(erased_ms.values(), default=0)
             self._erased_ms = {
@@ -105,11 +105,7 @@ class Journal:
                 for user, at_ms in (self._erased_ms | dict(erased_ms)).items()
                 if at_ms > last_ms - _LATE_MS
             }
-            theirs = [
-                key
-                for key, kept in self._recent.items()
-                if kept.at_ms <= erased_ms.get(kept.user_id or "", -1)
-            ]
+            theirs = [key for key, kept in self._recent.items() if kept.user_id in erased_ms]
             for key in theirs:
                 del self._recent[key]
             self._unwritten.difference_update(theirs)

@@ -122,10 +122,30 @@ async def run_load(
         check: told each answer; those it dislikes are counted as wrong.
         tell: told every second how many have passed.
     """
+    (found,) = await run_loads(url, [load], token=token, check=check, tell=tell)
+    return found
+
+
+async def run_loads(
+    url: str,
+    loads: Sequence[Load],
+    *,
+    token: str | None = None,
+    check: Check = lambda answer: True,
+    tell: Callable[[float], None] = lambda seconds: None,
+) -> list[Result]:
+    """Send loads, each from the instant on in which the one before ends, and wait for all answers;
+    see `run_load`."""
+
+    async def send(load: Load, after_s: float) -> Result:
+        await asyncio.sleep(after_s)
+        return await _send(url, load, token, check, tell)
+
+    starts = np.cumsum([0.0, *(load.seconds for load in loads)]).tolist()
     gc.collect()
     gc.freeze()  # looking through all that the caller has loaded would make requests late
     try:
-        return await _send(url, load, token, check, tell)
+        return await asyncio.gather(*map(send, loads, starts[:-1]))
     finally:
         gc.unfreeze()
 

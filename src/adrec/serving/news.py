@@ -87,7 +87,8 @@ class News:
             self._failed(error)
 
     def read(self) -> list[Message] | None:
-        """What was told since the last time, by any server; None if that is out of reach."""
+        """What was told since the last time, by any server; None if that is out of reach, or some
+        of it cannot be read: the log has it."""
         if not self.within_reach or not self._is_forgotten():
             return None
         try:
@@ -95,15 +96,18 @@ class News:
                 newest: Any = self._redis.xrevrange(self._name, count=1)
                 self._place = newest[0][0].decode() if newest else "0-0"
                 return []
-            messages: list[Message] = []
+            entries: list[Any] = []
             while True:
                 found: Any = self._redis.xread({self._name: self._place}, count=_MOST)
-                entries = found[0][1] if found else []
-                messages += [_message(entry[b"message"]) for _, entry in entries]
-                if entries:
-                    self._place = entries[-1][0].decode()
-                if len(entries) < _MOST or len(messages) >= _KEPT:
-                    return messages
+                part = found[0][1] if found else []
+                entries += part
+                if part:
+                    self._place = part[-1][0].decode()
+                if len(part) < _MOST or len(entries) >= _KEPT:
+                    return [_message(entry[b"message"]) for _, entry in entries]
+        except (TypeError, KeyError, ValueError) as error:
+            _log.warning("news that cannot be read, of another release? %s", error)
+            return None
         except self._down as error:
             self._failed(error)
             return None
@@ -121,12 +125,13 @@ class News:
     def _is_forgotten(self) -> bool:
         """Whether nothing is left in Redis that is to be forgotten."""
         if self._to_forget:
+            self._to_forget = False
             try:
                 self._redis.delete(self._name)
             except self._down as error:
+                self._to_forget = True
                 self._failed(error)
                 return False
-            self._to_forget = False
         return True
 
     def _failed(self, error: Exception) -> None:

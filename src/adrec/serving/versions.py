@@ -29,6 +29,7 @@ from adrec.serving.loaded import Answering
 _log = logging.getLogger(__name__)
 
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 600.0  # before a load that failed is tried again
+_MEND_S = 1.0
 _PIECE = 1_000  # events that are told at a time where many were missed
 
 Load = Callable[[Path, BackendName | None, Kept | None], Answering]
@@ -69,6 +70,7 @@ class Versions:
         self._known = known = log.marks()
         self._heeded = known.versions
         self._following, self._replacing = _Tries(), _Tries()
+        self._mend_s = 0.0
         self._unswept: dict[str, int] = {}  # users who were erased, and when
         named = since is not None and known.versions > since
         versions, wanted = self._run / "versions", known.wanted
@@ -209,6 +211,10 @@ class Versions:
         while marks.last > self.current.told:
             with self._telling:
                 self.current.catch_up(min(marks.last, self._piece_end()))
+        if time.monotonic() >= self._mend_s:  # what failed to take in something does so now
+            self._mend_s = time.monotonic() + _MEND_S
+            with self._telling:
+                self.current.catch_up(self.current.told)
         if marks.versions > self._heeded and self._following.due:
             self._beside(self._follow_version, self._following)
         elif not self.current.whole and self._replacing.due:
