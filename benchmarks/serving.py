@@ -49,7 +49,11 @@ from adrec.serving.loadtest import Load, Result, run_load, run_loads
 _SHIFTED = "29990101T000000-shifted"
 _SHIFT = 30.0  # of the click's logit: every score of the second version is nearly 1
 _SHARP = 0.99
-_STEPS = (0.6, 0.8, 1.0, 1.2, 1.5, 2.0)  # of what one thread a core would answer
+_FIRST, _RISE, _FAR = (
+    0.8,
+    1.25,
+    1.5,
+)  # of what a burst is answered at; of a rate; of the most so far
 _WARM_S = 5.0
 _WELL = 0.99  # share of requests that are answered where all is well
 _EVERY = (
@@ -106,13 +110,14 @@ def measure(server: "Server", run: Path, arguments: argparse.Namespace) -> list[
 
 def saturated(server: "Server", users: Sequence[str], seconds: float) -> tuple[list[Row], float]:
     """Answers a second over rising rates, and the most of them."""
-    guess = server.load(1_000.0, max(seconds / 4.0, 2.0), users).summary()["goodput"]
-    rows, most = [], 0.0
-    for share in _STEPS:
-        rate = guess * share
+    burst = server.load(1_000.0, max(seconds / 4.0, 2.0), users).summary()["goodput"]
+    guess = max(burst, 1.0)
+    rows, most, rate = [], 0.0, guess * _FIRST
+    while rate < _FAR * max(most, guess * _FIRST):
         summary = server.load(rate, seconds, users).summary()
         rows += shown(f"{rate:.0f} requests/s", summary, ("goodput", "refused", "p50_ms", "p99_ms"))
         most = max(most, summary["goodput"])
+        rate *= _RISE
     print(f"saturation: {most:.0f} answers/s", flush=True)
     rows.append(_row("saturation", "goodput", most, "requests/s"))
     return rows, most
