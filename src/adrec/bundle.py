@@ -264,9 +264,7 @@ def publish(root: Path, manifest: Manifest, write: Callable[[Path], None]) -> Pa
     unfinished = versions / f".unfinished-{stamp}"
     unfinished.mkdir()
     write(unfinished)
-    readable = (
-        unfinished.stat().st_mode & 0o666
-    )  # as this process makes files; some libraries do not
+    readable = unfinished.stat().st_mode & 0o666  # some libraries write for their own user only
     for path in unfinished.rglob("*"):
         if path.is_file():
             path.chmod(readable)
