@@ -366,6 +366,7 @@ class TestFollowing:
     def test_much_that_was_missed_is_told_in_pieces(self, server, other, monkeypatch):
         monkeypatch.setattr("adrec.serving.versions._PIECE", 3)
         monkeypatch.setattr("adrec.serving.versions._MEND_S", 0.0)  # mending tells nothing anew
+        monkeypatch.setattr(other.service.versions, "_mend_s", 0.0)
         told, catch_up = [], Loaded.catch_up
 
         def noted(self, last=None):
