@@ -39,8 +39,9 @@ from adrec.inference.graphs import RequestInputs
 from adrec.inference.onnx_export import CANDIDATES, PREFIX, export_onnx, sample_requests
 from adrec.inference.runtime import Runtime
 from adrec.models.ad_rows import AdRows
+from adrec.models.matches import histories_of, known_together
 from adrec.models.preranker import Preranker
-from adrec.models.ranker import Ranker, histories_of, known_together
+from adrec.models.ranker import Ranker
 from adrec.recommender import Recommender
 from adrec.training.checkpoint import load_weights
 

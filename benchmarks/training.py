@@ -36,7 +36,8 @@ from adrec.features.transforms import Layout
 from adrec.metrics import auc
 from adrec.models.heads import TaskHeads
 from adrec.models.layers import FieldEncoder, StandardScore, evaluating, mlp
-from adrec.models.ranker import RankerConfig, histories_of, known_together
+from adrec.models.matches import histories_of, known_together
+from adrec.models.ranker import RankerConfig
 from adrec.models.trees import TreesConfig
 from adrec.progress import Progress
 from adrec.stages import train_stages

@@ -39,6 +39,7 @@ from adrec.inference.choice import (
     Preranking,
     example_of,
     fastest,
+    rescored,
     serving_backends,
     user_encoder,
 )
@@ -58,7 +59,7 @@ CALIBRATION = "calibration.json"
 PRERANKER = "preranker.safetensors"
 GRAPHS = "openvino"
 """Folder of the ranker's graphs in a version."""
-FORMAT = 8
+FORMAT = 9
 """Of model versions and prepared logs: those of another one are made again."""
 
 
@@ -86,8 +87,10 @@ class ServingConfig(Strict):
     """Candidates of a request, for 10 ads shown, that the ranker looks at: the best as the
     preranker guesses. auto: as few as find the ranker's top 10 of all candidates, measured when the
     version is made. all: every one, without a preranker."""
-    rescored: int = Field(default=20, ge=1, le=100_000)
-    """Best candidates that are scored once more in float32 if the first pass was coarser."""
+    rescored: Literal["auto"] | Annotated[int, Field(ge=0, le=100_000)] = "auto"
+    """Best candidates that are scored once more in float32 if the first pass was coarser. auto:
+    none if 99% of the top 10 are float32's without it, measured when the version is made, else 20.
+    """
     threads: int = Field(default=1, ge=1, le=1024)
     """OpenVINO's threads that work on one request: more are hardly faster, and other requests want
     them, too."""
@@ -194,6 +197,7 @@ class Bundle:
             preranker = Preranker(ranker.config.width, self.features.layout.task_kinds)
             load_weights(self.path / PRERANKER, preranker)
             preranker.eval().requires_grad_(False)
+        admissions = self.manifest.admissions
         considered = None if preranking is None else preranking.considered
         candidates = min(serving.candidates, len(self.catalogue) - 1)
         backends = serving_backends(
@@ -201,7 +205,7 @@ class Bundle:
             preranker,
             self.path / GRAPHS,
             serving,
-            self.manifest.admissions,
+            admissions,
             like=like,
             usual=Usual(candidates, min(considered or candidates, candidates)),
         )
@@ -216,7 +220,9 @@ class Bundle:
                 trees=trees,
                 users=users,
                 considered=considered,
-                rescored=serving.rescored,
+                rescored=rescored(
+                    serving.rescored, BackendName(backend.engine, backend.precision), admissions
+                ),
             )
             for backend in backends
         ]

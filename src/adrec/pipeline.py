@@ -55,7 +55,7 @@ from adrec.inference.choice import (
     make_backends,
     possible,
 )
-from adrec.inference.runtime import Runtime
+from adrec.inference.runtime import RESCORED, Runtime
 from adrec.keys import alone, files_of, has_key, key_of, write_key
 from adrec.models.ad_rows import AdRows
 from adrec.models.trees import load_lightgbm
@@ -209,7 +209,9 @@ def publish_run(
     if is_installed("openvino") and config.serving.engine != "torch":
         convert(trained.two_tower, trained.ranker, example, graphs)
 
-    def served(backend: Backend, considered: int | None = None) -> Recommender:
+    def served(
+        backend: Backend, rescored: int = RESCORED, *, considered: int | None = None
+    ) -> Recommender:
         runtime = Runtime(
             trained.two_tower,
             trained.ranker,
@@ -218,7 +220,7 @@ def publish_run(
             ad_rows=ad_rows,
             trees=trained.trees,
             considered=considered,
-            rescored=config.serving.rescored,
+            rescored=rescored,
         )
         serving, clock = config.serving, lambda: log_end_ms + 1
         return Recommender(runtime, index, state, serving, version="", clock=clock)
@@ -241,6 +243,7 @@ def publish_run(
         ad_rows,
         as_served,
         dataset,
+        RESCORED if config.serving.rescored == "auto" else config.serving.rescored,
     )
     for one in admissions:
         progress.say(str(one))

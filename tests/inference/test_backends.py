@@ -1,6 +1,7 @@
 """Every backend scores as the ranker does, whatever the shapes, and rescores exactly."""
 
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from adrec.features.dataset import Dataset
 from adrec.inference import choice
 from adrec.inference.backends import (
     Backend,
+    BackendName,
     Engine,
     Example,
     Pool,
@@ -34,6 +36,7 @@ from adrec.inference.choice import (
     first_choice,
     make_backends,
     possible,
+    rescored,
     serving_backends,
     user_encoder,
 )
@@ -45,7 +48,7 @@ from adrec.inference.graphs import (
     tensors,
 )
 from adrec.inference.openvino_backend import SCORE, Compiled, UserEncoder
-from adrec.inference.runtime import Runtime, embed_users
+from adrec.inference.runtime import RESCORED, Runtime, embed_users
 from adrec.models.ad_rows import AdRows
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker, RankerConfig
@@ -357,13 +360,56 @@ class TestRescoring:
                 off = np.abs(found[b, :, 0] / exact[b, :, 0] - 1) > 1e-5
                 assert 200 < off.sum() <= 300 - 12
 
+    @pytest.mark.parametrize("name", ALL, ids=" ".join)
+    def test_nothing_is_scored_twice_where_the_first_pass_does(
+        self,
+        name: tuple[Engine, Precision],
+        backends: dict[tuple[Engine, Precision], Backend],
+        ad_rows: AdRows,
+        ranker: Ranker,
+        tiny_dataset: Dataset,
+    ) -> None:
+        two_tower = TwoTower(TwoTowerConfig(output_dim=16), tiny_dataset.features.layout)
+        backend = backends[name]
+        runtime = Runtime(two_tower, ranker, IDENTITY, backend, ad_rows=ad_rows, rescored=0)
+        query, candidates, rows = asked(tiny_dataset, 2, 300)
+        pool = pool_of(ranker, query, candidates, ad_rows, rows)
+        found, _ = runtime.score(query, pool, by_click, shown=3)
+        assert np.array_equal(found, backend.open(query).score(pool).astype(np.float64))
 
-def admission(precision: Precision, agreement: float, change: float = 0.0) -> Admission:
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_the_last_layer_is_exact_in_every_precision(
+    precision: Precision,
+    tmp_path: Path,
+    ad_rows: AdRows,
+    ranker: Ranker,
+    tiny_dataset: Dataset,
+) -> None:
+    """A bias that bf16 does not have would move all scores alike, and so would rounded logits."""
+    biased = deepcopy(ranker)
+    for network in biased.heads.networks:
+        network[-1].bias[0] = -3.0077  # bf16 has -3 and -3.0156
+    query, candidates, rows = asked(tiny_dataset, 2, 300)
+    example = Example(query, candidates, rows)
+    two_tower = TwoTower(TwoTowerConfig(output_dim=16), tiny_dataset.features.layout)
+    convert(two_tower, biased.eval(), example, tmp_path)
+    (backend,) = make_backends(biased, None, tmp_path, [("openvino", precision)])
+    found = backend.open(query).score(pool_of(biased, query, candidates, ad_rows, rows))
+    exact = biased.predict(query, candidates).detach().numpy()
+    shift = np.log(found[..., 0] / exact[..., 0]).mean()
+    assert abs(shift) < 0.002
+
+
+def admission(
+    precision: Precision, agreement: float, change: float = 0.0, *, first_pass: float = 0.0
+) -> Admission:
     return Admission(
         engine="openvino",
         precision=precision,
         auc_change={"click": change},
         top_agreement=agreement,
+        first_pass_agreement=first_pass,
         native_bf16=has_native_bf16(),
     )
 
@@ -374,6 +420,16 @@ class TestChoice:
         assert not admission("bf16", 0.989, 0.0).admitted
         assert not admission("bf16", 1.0, -0.0005).admitted
         assert not admission("bf16", 1.0, 0.0006).admitted  # a change for the better is one, too
+
+    def test_nothing_is_rescored_where_the_first_pass_does(self) -> None:
+        found = [admission("bf16", 1.0, first_pass=0.99), admission("int8", 1.0, first_pass=0.989)]
+        bf16, int8 = (BackendName("openvino", one.precision) for one in found)
+        assert [rescored("auto", name, found) for name in (bf16, int8)] == [0, RESCORED]
+        assert [rescored(7, name, found) for name in (bf16, int8)] == [7, 7]
+        assert [rescored(0, name, found) for name in (bf16, int8)] == [0, 0]
+        assert rescored("auto", BackendName("torch", "bf16"), found) == RESCORED
+        refused = [admission("bf16", 1.0, 0.01, first_pass=1.0)]
+        assert rescored("auto", bf16, refused) == RESCORED
 
     @pytest.mark.parametrize("here", [False, True])
     @pytest.mark.parametrize("there", [False, True])

@@ -15,7 +15,8 @@ from adrec.features.batches import Candidates, Query, candidates_of, stack_queri
 from adrec.features.dataset import Dataset
 from adrec.inference.graphs import RequestInputs
 from adrec.inference.onnx_export import EXAMPLE, INTERFACE, Interface, export_onnx, sample_requests
-from adrec.models.ranker import Ranker, RankerConfig, histories_of, known_together
+from adrec.models.matches import histories_of, known_together
+from adrec.models.ranker import Ranker, RankerConfig
 
 SMALL = RankerConfig(
     embedding_dim=4, width=32, heads=4, layers=2, feed_forward=64, field_tokens=2,

@@ -14,15 +14,8 @@ from adrec.features.batches import Batch, Candidates, Fields, HistoryItems, Quer
 from adrec.features.dataset import Dataset
 from adrec.features.transforms import Layout
 from adrec.models.layers import SharedPrefixBlock
-from adrec.models.ranker import (
-    History,
-    Prefix,
-    Ranker,
-    RankerConfig,
-    histories_of,
-    history_matches,
-    known_together,
-)
+from adrec.models.matches import histories_of, known_together
+from adrec.models.ranker import Prefix, Ranker, RankerConfig
 from adrec.models.two_tower import TwoTower, TwoTowerConfig
 from adrec.training.checkpoint import load_weights, save_weights
 
@@ -277,40 +270,6 @@ def test_an_unknown_position_is_read_as_the_top_one(
     assert all(torch.equal(far, last) for far, last in zip(at(99), at(4), strict=True))
 
 
-def test_history_matches_by_hand() -> None:
-    # Two fields. The history holds (5, 1), (5, 0), (6, 2), and a (5, 1) that is masked.
-    history = History(
-        torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]), torch.tensor([[True, True, True, False]])
-    )
-    # (5, 1): twice and once of 3. (7, 0): never, and a missing value matches nothing.
-    found = history_matches(history, Fields(torch.tensor([[[5, 1], [7, 0]]]), torch.zeros(1, 2, 0)))
-    # Of the weights .85^3, .85^2, .85 the first two hold a 5, the first a 1.
-    total = 0.85**3 + 0.85**2 + 0.85
-    shares = [2 / 3, (0.85**3 + 0.85**2) / total, 1 / 3, 0.85**3 / total]
-    expected = [[math.log(3), math.log(2), *shares], [0.0] * 6]
-    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
-
-
-def test_clicks_among_the_matches_by_hand() -> None:
-    # As above; the second and the third item were clicked, and so was the masked one.
-    history = History(
-        torch.tensor([[[5, 1], [5, 0], [6, 2], [5, 1]]]),
-        torch.tensor([[True, True, True, False]]),
-        torch.tensor([[False, True, True, True]]),
-    )
-    ads = Fields(torch.tensor([[[5, 1], [7, 0], [6, 2]]]), torch.zeros(1, 3, 0))
-    found = history_matches(history, ads)
-    assert torch.equal(found[..., :6], history_matches(history._replace(clicked_BL=None), ads))
-    # (5, 1): one of the 5s was clicked, no 1. (6, 2): the only one was, and is the latest.
-    total = 0.85**3 + 0.85**2 + 0.85
-    expected = [
-        [math.log(2), 0.0, 0.85**2 / total, 0.0],
-        [0.0] * 4,
-        [math.log(2), math.log(2), 0.85 / total, 0.85 / total],
-    ]
-    np.testing.assert_allclose(found[0, :, 6:], expected, rtol=1e-6)
-
-
 def test_what_came_of_a_history_moves_the_scores(ranker: Ranker, batch: Batch) -> None:
     def scores(history: int, bits: int) -> list[Tensor]:
         histories = list(batch.query.histories)
@@ -325,30 +284,7 @@ def test_what_came_of_a_history_moves_the_scores(ranker: Ranker, batch: Batch) -
         assert torch.equal(scores(history, 8)[0], scores(history, 0)[0])  # there is no task 3
 
 
-def test_nothing_matches_an_empty_history() -> None:
-    history = History(
-        torch.ones((1, 3, 2), dtype=torch.int32), torch.zeros((1, 3), dtype=torch.bool)
-    )
-    ads = Fields(torch.ones((1, 5, 2), dtype=torch.int32), torch.zeros((1, 5, 0)))
-    assert (history_matches(history, ads) == torch.zeros((1, 5, 6))).all()
-
-
 # --- the scales of what is known together -------------------------------------------------------
-
-
-def test_what_is_known_together_is_counters_then_matches_in_order_of_the_sequences(
-    ranker: Ranker, batch: Batch
-) -> None:
-    c = batch.candidates
-    histories = histories_of(batch.query, ranker.layout.impressions)
-    found = known_together(histories, c)
-    fields = c.ads.categorical.shape[-1]
-    widths = [c.counters_BNC.shape[-1], 3 * fields, 5 * fields]  # the impressions tell clicks, too
-    counters, met, shown = found.split(widths, dim=-1)
-    assert torch.equal(counters, c.counters_BNC)
-    assert torch.equal(met, history_matches(histories[0], c.ads))
-    assert torch.equal(shown, history_matches(histories[1], c.ads))
-    assert found.shape[-1] == len(ranker.scores.mean_X)
 
 
 def test_numbers_are_scaled_by_the_real_impressions_of_all_batches(

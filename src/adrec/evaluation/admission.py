@@ -1,8 +1,9 @@
 """How near to float32 does each backend come? What serves is admitted by these measurements.
 
 Two things count: the AUC of the first pass over impressions of the validation period, and the top
-10 after the best have been rescored. Both are compared with the ranker as it was trained, on torch
-in float32, with the same preranker, if there is one: what that misses is its own to tell.
+10 after the best have been rescored; or without that, which is then left out. All are compared with
+the ranker as it was trained, on torch in float32, with the same preranker, if there is one: what
+that misses is its own to tell.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from adrec.features.dataset import Dataset
 from adrec.inference.backends import Backend, Pool
 from adrec.inference.choice import Admission
+from adrec.inference.runtime import RESCORED
 from adrec.metrics import auc
 from adrec.models.ad_rows import AdRows
 from adrec.recommender import Recommender
@@ -23,8 +25,8 @@ _ROWS = 8_192  # impressions of the validation period that AUC is compared on
 _REQUESTS = 50  # whose top 10 is compared
 _TOP = 10
 
-Served = Callable[[Backend], Recommender]
-"""A recommender with another backend."""
+Served = Callable[[Backend, int], Recommender]
+"""A recommender with another backend, which rescores so many of the best."""
 
 
 def measure_backends(
@@ -33,6 +35,7 @@ def measure_backends(
     ad_rows: AdRows,
     served: Served,
     dataset: Dataset,
+    rescored: int = RESCORED,
 ) -> tuple[Admission, ...]:
     """Compare backends with the reference.
 
@@ -42,6 +45,7 @@ def measure_backends(
         ad_rows: what it makes of the ads.
         served: makes recommenders that differ in the backend only, as they would serve.
         dataset: with the validation period.
+        rescored: how many of the best are scored once more, where that is needed.
     """
     if not backends:
         return ()
@@ -60,14 +64,14 @@ def measure_backends(
             for k in binary
             if 0 < labels_NK[:, k].sum() < len(labels_NK)
         }
-        tops = _tops(served(backend))
-        shared = [len(a & b) / max(1, len(b)) for a, b in zip(tops, exact, strict=True)]
+        agreements = [_shared(_tops(served(backend, some)), exact) for some in (rescored, 0)]
         found.append(
             Admission(
                 engine=backend.engine,
                 precision=backend.precision,
                 auc_change=changes,
-                top_agreement=float(np.mean(shared)),
+                top_agreement=agreements[0],
+                first_pass_agreement=agreements[1],
                 native_bf16=has_native_bf16(),
             )
         )
@@ -101,3 +105,9 @@ def _tops(recommender: Recommender) -> list[set[str]]:
     asked = [Request(user=user) for user in users[:: max(1, len(users) // _REQUESTS)][:_REQUESTS]]
     slates = [recommender.recommend_batch([one], _TOP)[0] for one in asked or [Request()]]
     return [{ad.ad_id for ad in slate.ads} for slate in slates]
+
+
+def _shared(tops: Sequence[set[str]], exact: Sequence[set[str]]) -> float:
+    """Share of the exact top 10 that others have, too."""
+    shares = [len(a & b) / max(1, len(b)) for a, b in zip(tops, exact, strict=True)]
+    return float(np.mean(shares))

@@ -114,15 +114,12 @@ class Candidates:
 
     def at(self, place_BM: Tensor) -> "Candidates":
         """Some places of each request's slate, [B, M, ...]."""
-
-        def some(of_ads: Tensor) -> Tensor:
-            return of_ads.take_along_dim(place_BM[..., None], dim=1)
-
+        row_BM = rows_at(place_BM, self.mask_BN.shape[1])
         return Candidates(
-            ads=Fields(some(self.ads.categorical), some(self.ads.dense)),
-            counters_BNC=some(self.counters_BNC),
-            position_BN=self.position_BN.take_along_dim(place_BM, dim=1),
-            mask_BN=self.mask_BN.take_along_dim(place_BM, dim=1),
+            ads=Fields(of_rows(self.ads.categorical, row_BM), of_rows(self.ads.dense, row_BM)),
+            counters_BNC=of_rows(self.counters_BNC, row_BM),
+            position_BN=of_rows(self.position_BN, row_BM),
+            mask_BN=of_rows(self.mask_BN, row_BM),
         )
 
 
@@ -141,6 +138,18 @@ class Batch:
     def rows(self) -> int:
         """Number of impressions."""
         return int(self.candidates.mask_BN.sum())
+
+
+def rows_at(place_BM: Tensor, count: int) -> Tensor:
+    """Where places of B requests stand if the `count` of each follow one another, [B, M]."""
+    first_B = torch.arange(len(place_BM), device=place_BM.device) * count
+    return place_BM + first_B[:, None]
+
+
+def of_rows(of_BN: Tensor, row_BM: Tensor) -> Tensor:
+    """What [B, N, ...] holds at `rows_at`, [B, M, ...]; one copy, where a gather is a dozen."""
+    rows = of_BN.flatten(0, 1).index_select(0, row_BM.flatten())
+    return rows.view(*row_BM.shape, *of_BN.shape[2:])
 
 
 def to_device(value: TensorsT, device: torch.device) -> TensorsT:
@@ -286,6 +295,8 @@ def forget_ads(
 
 def stack_queries(queries: Sequence[Query]) -> Query:
     """Join queries of one request each into one of many."""
+    if len(queries) == 1:
+        return queries[0]
     sizes = [len(query.history_ads.categorical) for query in queries]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
     return Query(

@@ -12,6 +12,7 @@ tasks, whose outcome is log(1 + value)). Historical rates as features: He et al.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import polars as pl
@@ -62,8 +63,8 @@ class Counter:
     def read(self, keys_N: NDArray[np.int64], at_ms: int) -> NDArray[np.float64]:
         """Sums of each key as of a request, [N, H, 2K]; zeros for a key never seen."""
         self._settle(at_ms)
-        get = self.slots.get
-        slots_N = np.array([get(key, -1) for key in keys_N.tolist()], np.int64)
+        found = map(self.slots.get, keys_N.tolist(), repeat(-1))
+        slots_N = np.fromiter(found, np.int64, len(keys_N))
         if not len(self.as_of_ms):
             return np.zeros((len(keys_N), *self.sums.shape[1:]))
         age_N = np.maximum(at_ms - self.as_of_ms[slots_N], 0).astype(np.float64)

@@ -30,12 +30,15 @@ def order_events(
 
 def numbered(keys_E: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The distinct keys in ascending order, [U], and the place of each key among them, [E]."""
-    if keys_E.size and keys_E.min() >= 0 and keys_E.max() < _DENSE * keys_E.size:
-        there = np.zeros(int(keys_E.max()) + 1, bool)
-        there[keys_E] = True
-        distinct = np.flatnonzero(there)
-        place = np.cumsum(there) - 1
-        return distinct, place[keys_E]
+    if keys_E.size:
+        least = int(keys_E.min())
+        span = int(keys_E.max()) - least + 1
+        if span <= _DENSE * keys_E.size:
+            from_least_E = keys_E - least
+            there = np.zeros(span, bool)
+            there[from_least_E] = True
+            place = np.cumsum(there) - 1
+            return np.flatnonzero(there) + least, place[from_least_E]
     distinct, place_E = np.unique(keys_E, return_inverse=True)
     return distinct, place_E.astype(np.int64)
 

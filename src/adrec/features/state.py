@@ -20,7 +20,7 @@ from adrec.features.counter_keys import CounterKeys, Keyed
 from adrec.features.counters import Counter, counter_features, outcomes
 from adrec.features.directory import Directory
 from adrec.features.histories import History, Items, start_histories
-from adrec.features.past import MS_PER_HOUR
+from adrec.features.past import MS_PER_HOUR, numbered
 from adrec.features.rows import Piece, Rows, first_rows
 from adrec.features.transforms import Encoded, Features
 from adrec.features.visitor import Report, Visitor, require_known
@@ -364,13 +364,24 @@ class State:
     ) -> NDArray[np.float32]:
         """Features of each counter's keys as of a request, [rows, C]: a key for each row, or one
         for all. Most rows share their keys with others."""
-        parts = []
+        if not counters:
+            return self._join([], rows)
+        places, sums = [], []
         for counter, key_N in zip(counters, keys, strict=True):
-            distinct, place_N = np.unique(key_N, return_inverse=True)
-            seen = self._seen(counter.read(distinct, at_ms))
-            one_for_all = len(key_N) != rows
+            distinct, place_N = numbered(key_N)
+            places.append(place_N)
+            sums.append(counter.read(distinct, at_ms))
+        # All at once: a key's half-lives one after the other, as if each were a key.
+        seen = self._seen(np.concatenate([part.reshape(-1, 1, part.shape[-1]) for part in sums]))
+        ends = np.cumsum([part.shape[0] * part.shape[1] for part in sums])
+        parts = []
+        for place_N, part, of_keys in zip(places, sums, np.split(seen, ends[:-1]), strict=True):
+            seen_UC = of_keys.reshape(len(part), -1)
+            one_for_all = len(place_N) != rows
             parts.append(
-                np.broadcast_to(seen, (rows, seen.shape[1])) if one_for_all else seen[place_N]
+                np.broadcast_to(seen_UC, (rows, seen_UC.shape[1]))
+                if one_for_all
+                else seen_UC[place_N]
             )
         return self._join(parts, rows)
 

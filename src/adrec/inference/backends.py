@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adrec.features.batches import Candidates, Query
+from adrec.features.batches import Candidates, Query, of_rows, rows_at
 from adrec.features.transforms import Layout
 from adrec.inference.graphs import PrerankGraph
 from adrec.models.ad_rows import AdRows
+from adrec.models.matches import histories_of, known_together
 from adrec.models.preranker import Preranker
-from adrec.models.ranker import Ranker, histories_of, known_together
+from adrec.models.ranker import Ranker
 
 Engine = Literal["torch", "openvino"]
 Precision = Literal["float32", "bf16", "int8"]
@@ -78,7 +79,7 @@ class Pool:
         places = torch.from_numpy(place_BM)
         return Pool(
             self.candidates.at(places),
-            self.together_BNX.take_along_dim(places[..., None], dim=1),
+            of_rows(self.together_BNX, rows_at(places, self.row_BN.shape[1])),
             self.rows,
             np.take_along_axis(self.row_BN, place_BM, axis=1),
         )

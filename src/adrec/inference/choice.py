@@ -25,7 +25,7 @@ from adrec.inference.backends import (
     TorchBackend,
     Usual,
 )
-from adrec.inference.runtime import TOP, Runtime, UserTower, embed_users
+from adrec.inference.runtime import RESCORED, TOP, Runtime, UserTower, embed_users
 from adrec.models.preranker import Preranker
 from adrec.models.ranker import Ranker
 from adrec.models.two_tower import TwoTower
@@ -53,6 +53,8 @@ class Admission(Strict):
     """By binary task: AUC of the first pass less that of float32, on the validation period."""
     top_agreement: float
     """Share of the top 10 that float32 has, too, after the best are rescored."""
+    first_pass_agreement: float
+    """The same if nothing is rescored."""
     native_bf16: bool
     """Whether the processor had bf16, which is used beside int8 where it is there."""
 
@@ -61,7 +63,8 @@ class Admission(Strict):
         verdict = "admitted" if self.admitted else "not admitted"
         return (
             f"{self.engine} {self.precision}: AUC {changes}, "
-            f"top 10 {self.top_agreement:.1%} the same: {verdict}"
+            f"top 10 {self.top_agreement:.1%} the same, without rescoring "
+            f"{self.first_pass_agreement:.1%}: {verdict}"
         )
 
     @property
@@ -71,6 +74,11 @@ class Admission(Strict):
             max(map(abs, self.auc_change.values()), default=0.0) < MOST_AUC_CHANGE
             and self.top_agreement >= LEAST_AGREEMENT
         )
+
+    @property
+    def needs_rescoring(self) -> bool:
+        """Whether the top 10 are float32's only if the best are rescored."""
+        return self.first_pass_agreement < LEAST_AGREEMENT
 
     @property
     def admitted_here(self) -> bool:
@@ -108,6 +116,25 @@ class Wanted(Protocol):
     @property
     def threads(self) -> int:
         """For one request."""
+
+
+def rescored(
+    wanted: Literal["auto"] | int, backend: BackendName, admissions: Sequence[Admission]
+) -> int:
+    """How many of the best candidates a backend's runtime is to score once more.
+
+    Args:
+        wanted: what the settings say; auto: none if the first pass was found to do, else RESCORED.
+        backend: which.
+        admissions: what was measured when the version was made.
+    """
+    if wanted != "auto":
+        return wanted
+    does = any(
+        (one.engine, one.precision) == backend and one.admitted_here and not one.needs_rescoring
+        for one in admissions
+    )
+    return 0 if does else RESCORED
 
 
 def fastest(runtimes: Sequence[Runtime], example: Example) -> Runtime:

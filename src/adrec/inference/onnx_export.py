@@ -28,7 +28,8 @@ from adrec.features.batches import Candidates, Query, candidates_of, stack_queri
 from adrec.features.state import State
 from adrec.inference.choice import is_installed
 from adrec.inference.graphs import AdGraph, CandidateGraph, PrefixGraph, RequestInputs, tensors
-from adrec.models.ranker import Ranker, histories_of, known_together
+from adrec.models.matches import histories_of, known_together
+from adrec.models.ranker import Ranker
 from adrec.schema import Strict
 
 ADS, PREFIX, CANDIDATES = "ads.onnx", "prefix.onnx", "candidates.onnx"

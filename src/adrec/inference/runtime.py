@@ -2,8 +2,8 @@
 
 Serving and evaluation score with it. All candidates of a request are scored at once. With a
 preranker the ranker looks only at those that it guesses to be the best; and where the backend is
-coarser than float32, the best of these are scored once more, exactly: as an index rescores what its
-codes found.
+so much coarser than float32 that it puts others on top, the best of these are scored once more,
+exactly: as an index rescores what its codes found.
 """
 
 import math
@@ -25,6 +25,8 @@ from adrec.models.two_tower import TwoTower
 
 TOP = 10
 """Ads shown for which `considered` was measured."""
+RESCORED = 20
+"""Candidates that are scored exactly after a pass that is too coarse."""
 
 Order = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
 """Calibrated scores [B, N, K] of ads [B, N] to what these are ranked by, [B, N]; -inf where there
@@ -64,7 +66,7 @@ class Runtime:
         trees: Trees | None = None,
         users: UserTower | None = None,
         considered: int | None = None,
-        rescored: int = 20,
+        rescored: int = RESCORED,
     ) -> None:
         """Put the parts together.
 
@@ -76,7 +78,8 @@ class Runtime:
             users: what embeds users; None: the two-tower as it is.
             considered: candidates of a request, for 10 that are shown, that the ranker looks at;
                 the backend must have a preranker. None: all.
-            rescored: candidates of a request that are scored exactly after a coarse pass.
+            rescored: candidates of a request that are scored exactly after a coarse pass; at least
+                twice as many as are shown, unless it is 0.
         """
         self.two_tower = two_tower.eval().requires_grad_(False)
         self.ranker = ranker.eval().requires_grad_(False)
@@ -134,10 +137,12 @@ class Runtime:
         """Calibrated scores of the ranker, and of the trees if there are any; exact ones of the
         best."""
         trees = None if self.trees is None else self.trees.predict(query, pool.candidates)
-        exact = max(self._rescored, 2 * shown)
+        exact = max(self._rescored, 2 * shown) if self._rescored else 0
         if self.backend.precision == "float32" or exact >= pool.row_BN.shape[1]:
             return self.calibration.apply(opened.score_exactly(pool), trees)
         scores = self.calibration.apply(opened.score(pool), trees)
+        if not exact:
+            return scores
         place_BM = _best(order(scores, pool.row_BN), exact)
         at = place_BM[..., None]
         some = None if trees is None else np.take_along_axis(trees, at, axis=1)

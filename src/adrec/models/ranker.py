@@ -39,10 +39,8 @@ from adrec.models.layers import (
     leading,
     linear,
 )
+from adrec.models.matches import histories_of, known_together
 from adrec.schema import Strict
-
-_FADE = 0.85  # of an item's weight for each that came after it
-_NO_CODE = 2**31 - 1  # larger than any code: a missing value matches nothing
 
 
 class RankerConfig(Strict):
@@ -79,16 +77,6 @@ class RankerConfig(Strict):
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self
-
-
-class History(NamedTuple):
-    """One sequence of B requests, as candidates are compared with it: codes of the items' ads
-    [B, L, F], which places hold an ad, and, in a sequence of impressions, which are known to have
-    been positive for the first task."""
-
-    codes_BLF: Tensor
-    mask_BL: Tensor
-    clicked_BL: Tensor | None = None
 
 
 class Opening(NamedTuple):
@@ -381,83 +369,3 @@ def history_lengths(query: Query) -> Tensor:
     """How many items each history has, [B, H], as log(1 + items) / 2."""
     lengths = [history.mask_BL.sum(1).log1p() / 2 for history in query.histories]
     return torch.stack(lengths, dim=1) if lengths else query.user.dense.new_zeros((len(query), 0))
-
-
-def histories_of(query: Query, impressions: Sequence[bool]) -> tuple[History, ...]:
-    """The histories of B requests as candidates are compared with them.
-
-    Args:
-        query: what is known of the requests.
-        impressions: which histories hold all that was shown; those also tell clicks.
-    """
-    codes_DF = query.history_ads.categorical
-    return tuple(
-        History(
-            codes_DF[items.place_BL],
-            items.mask_BL,
-            (items.outcomes_BL & 1).bool() if shown else None,
-        )
-        for items, shown in zip(query.histories, impressions, strict=True)
-    )
-
-
-def known_together(histories: Sequence[History], candidates: Candidates) -> Tensor:
-    """What is known of user and ad together, [B, N, X]: counters, then matches of histories."""
-    matches = [history_matches(history, candidates.ads) for history in histories]
-    return torch.cat([candidates.counters_BNC, *matches], dim=-1)
-
-
-def history_matches(history: History, ads: Fields) -> Tensor:
-    """For each categorical field, how many items of a history share the candidate's value.
-
-    A missing value (code 0) matches nothing.
-
-    Args:
-        history: one sequence of B requests.
-        ads: candidates [B, N, F].
-
-    Returns:
-        [B, N, 3F]: log(1 + count), the share of the items, and the same share with each item
-        weighing 0.85 of the one after it, so that the latest count most. For a history that tells
-        clicks, [B, N, 5F]: also log(1 + count) of the clicked items, and their share of the items,
-        weighed in this way.
-    """
-    length = history.mask_BL.shape[1]
-    since_L = torch.arange(length - 1, -1, -1, device=history.mask_BL.device)
-    weight_BL = history.mask_BL * _FADE**since_L
-    weighed_BLW = torch.stack([history.mask_BL.float(), weight_BL], dim=-1)
-    total_B12 = weighed_BLW.sum(1, keepdim=True).clamp(min=1e-6)
-    if history.clicked_BL is not None:
-        clicked_BLW = weighed_BLW * history.clicked_BL[..., None]
-        weighed_BLW = torch.cat([weighed_BLW, clicked_BLW], dim=-1)
-    matched_BNFW = _summed_by_code(history, weighed_BLW, ads.categorical)
-    shares = matched_BNFW[..., :2] / total_B12[:, None]
-    found = [matched_BNFW[..., 0].log1p(), shares.flatten(2)]
-    if history.clicked_BL is not None:
-        found += [matched_BNFW[..., 2].log1p(), matched_BNFW[..., 3] / total_B12[..., 1:]]
-    return torch.cat(found, dim=-1)
-
-
-def _summed_by_code(history: History, weighed_BLW: Tensor, codes_BNF: Tensor) -> Tensor:
-    """Sum of the weights of a history's items that share each candidate's code, [B, N, F, W].
-
-    Items are sorted by code once a request, so that a candidate costs two binary searches a field
-    instead of a comparison with every item.
-    """
-    counts = (history.mask_BL[..., None] & (history.codes_BLF != 0)).transpose(1, 2)
-    codes_BFL = history.codes_BLF.transpose(1, 2).masked_fill(~counts, _NO_CODE)
-    sorted_BFL, order_BFL = codes_BFL.sort(dim=-1)
-    batch, fields, length = sorted_BFL.shape
-    request_B = torch.arange(batch, device=order_BFL.device)[:, None, None]
-    running_BFLW = weighed_BLW[request_B, order_BFL].cumsum(2)
-    running = functional.pad(running_BFLW, (0, 0, 1, 0)).flatten(0, 2)
-    wanted_BFN = codes_BNF.transpose(1, 2).contiguous()
-    start_BF1 = torch.arange(batch * fields, device=order_BFL.device).view(batch, fields, 1)
-    start_BF1 = start_BF1 * (length + 1)
-    first, past = (
-        functional.embedding(
-            torch.searchsorted(sorted_BFL, wanted_BFN, right=right) + start_BF1, running
-        )
-        for right in (False, True)
-    )
-    return (past - first).transpose(1, 2)

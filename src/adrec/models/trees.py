@@ -32,7 +32,7 @@ from adrec.errors import ConfigError
 from adrec.features.batches import Candidates, Query
 from adrec.features.target_means import Means
 from adrec.features.transforms import Layout
-from adrec.models.ranker import histories_of, known_together
+from adrec.models.matches import histories_of, known_together
 from adrec.schema import Strict
 
 _LAST_HOUR = math.log(2)  # of log(1 + hours)
