@@ -78,7 +78,7 @@ def one_by_one(log: Log, counter: Counter) -> NDArray[np.float64]:
     sums = np.zeros((len(log), len(log.half_lives), 2 * len(log.delays)))
     for i in range(len(log)):
         sums[i] = counter.read(log.keys[i : i + 1], int(log.times[i]))[0]
-        counter.observe(int(log.keys[i]), int(log.times[i]), log.outcomes[i])
+        counter.observe([int(log.keys[i])], int(log.times[i]), log.outcomes[[i]])
     return sums
 
 
@@ -139,12 +139,12 @@ class TestAgainstBruteForce:
     def test_what_waits_as_arrays(self, log: Log, data: st.DataObject) -> None:
         """Whatever waits one at a time, as arrays, and in a batch that came before."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(waiting, "_MOST_SINGLE", data.draw(st.sampled_from([0, 3, 10])))
+            patch.setattr(waiting, "_MOST_FEW", data.draw(st.sampled_from([0, 3, 10])))
             counter, cut = log.counter(), data.draw(st.integers(0, len(log)))
             run = data.draw(st.sampled_from([in_a_batch, one_by_one]))
             parts = [run(log.rows(slice(cut)), counter)]
             parts.append(one_by_one(log.rows(slice(cut, None)), counter))
-            assert len(counter.waiting._single) <= waiting._MOST_SINGLE
+            assert counter.waiting._rows <= waiting._MOST_FEW
             if data.draw(st.booleans()):
                 again = log.counter()
                 again.restore(*counter.tables())
@@ -159,7 +159,7 @@ class TestAgainstBruteForce:
     def test_forgetting_is_never_having_seen(self, log: Log, run: Callable, most: int) -> None:
         counter, gone = log.counter(), np.array([1, 3, 77])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(waiting, "_MOST_SINGLE", most)
+            patch.setattr(waiting, "_MOST_FEW", most)
             run(log, counter)
         counter.forget(lambda keys: np.isin(keys, gone))
         rest, keys = log.rows(~np.isin(log.keys, gone)), np.arange(-1, 7)
@@ -180,19 +180,19 @@ class TestAgainstBruteForce:
     def test_outcomes_that_are_added_wait_as_arrays_too(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(waiting, "_MOST_SINGLE", 1)
+        monkeypatch.setattr(waiting, "_MOST_FEW", 1)
         counter = Counter(half_lives_ms=np.array([np.inf]), delays_ms=np.array([10, 100]))
-        counter.observe(5, 1000, np.zeros(2))
+        counter.observe([5], 1000, np.zeros((1, 2)))
         counter.amend(5, 1000, np.array([1.0, 0.0]))
         counter.amend(5, 1000, np.array([0.0, 3.0]))
-        assert len(counter.waiting._single) <= 1
+        assert counter.waiting._rows <= 1
         for at, expected in ((1010, [0, 0, 0, 0]), (1011, [1, 0, 1, 0]), (1101, [1, 1, 1, 3])):
             assert counter.read(np.array([5]), at).tolist() == [[expected]]
 
     def test_an_impression_and_its_outcomes_are_known_at_different_times(self) -> None:
         """By hand: a click is known after 10 ms, revenue after 100 ms; half-lives ∞ and 20 ms."""
         counter = Counter(half_lives_ms=np.array([np.inf, 20.0]), delays_ms=np.array([10, 100]))
-        counter.observe(5, 1000, np.array([1.0, 3.0]))
+        counter.observe([5], 1000, np.array([[1.0, 3.0]]))
         key = np.array([5])
         assert not counter.read(key, 1010).any()  # known at 1010, which is not before 1010
         # [n of click, n of revenue, y of click, y of revenue]
@@ -308,7 +308,7 @@ class TestNoLeak:
     def test_the_detector_notices_a_row_that_is_observed_before_it_is_read(self) -> None:
         def wrong_way_round(log: Log, counter: Counter) -> NDArray:
             for i in range(len(log)):
-                counter.observe(int(log.keys[i]), int(log.times[i]) - 9, log.outcomes[i])
+                counter.observe([int(log.keys[i])], int(log.times[i]) - 9, log.outcomes[[i]])
             return np.stack(
                 [counter.read(log.keys[i : i + 1], int(log.times[i]))[0] for i in range(len(log))]
             )

@@ -1,6 +1,6 @@
 """Waiting: single rows and tables come out when they are known, and once."""
 
-from itertools import chain
+from itertools import chain, groupby
 
 import numpy as np
 import polars as pl
@@ -16,13 +16,18 @@ rows = st.lists(
     st.tuples(
         st.integers(0, 9),
         st.integers(0, 2**62),
-        st.integers(0, 2**41),
+        st.sampled_from([0, 7, 2**41]),
         st.integers(0, 2),
         st.floats(0, 5),
         st.integers(0, 1),
     ),
     max_size=12,
 )
+
+
+def alike(row: Row) -> tuple[int, int, int, int]:
+    """What rows share that are added together."""
+    return row[0], row[2], row[3], row[5]
 
 
 def known(waiting: Waiting, at_ms: int) -> list[tuple[float, ...]]:
@@ -37,10 +42,15 @@ def test_each_row_comes_out_once_it_is_known(
     waiting, all_rows = Waiting(), [*begun, *chain(*added)]
     waiting.replace(pl.DataFrame(begun, schema=WAITING, orient="row"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_MOST_SINGLE", most)
+        patch.setattr(module, "_MOST_FEW", most)
         for some in added:
-            waiting.add(some)
-            assert len(waiting._single) <= most
+            for (known_at_ms, time_ms, task, shown), group in groupby(
+                sorted(some, key=alike), alike
+            ):
+                alone = [*group]
+                keys, outcomes = [row[1] for row in alone], [row[4] for row in alone]
+                waiting.add(known_at_ms, keys, time_ms, task, outcomes, shown)
+                assert waiting._rows <= most
     if again:
         table = waiting.table()
         assert table.schema == pl.Schema(WAITING)
@@ -58,10 +68,10 @@ def test_what_waits_long_takes_little_memory() -> None:
     """48 bytes a row in tables, however many there are."""
     waiting = Waiting()
     for i in range(30_000):
-        waiting.add([(10**12 + i, i, i, i % 3, 1.0, 1)])
-    assert len(waiting._single) <= 4_000
+        waiting.add(10**12 + i, [i], i, i % 3, [1.0], 1)
+    assert waiting._rows <= 4_000
     assert sum(map(len, waiting._stores)) >= 26_000
     found = waiting.take_known(10**12 + 29_000)
     assert found is not None
     assert np.sort(found[0]).tolist() == [*range(29_000)]
-    assert len(waiting._single) + sum(map(len, waiting._stores)) == 1_000
+    assert waiting._rows + sum(map(len, waiting._stores)) == 1_000

@@ -72,28 +72,22 @@ class Counter:
         decayed[slots_N < 0] = 0.0
         return decayed
 
-    def observe(self, key: int, time_ms: int, outcomes_K: NDArray[np.float64]) -> None:
-        """Take in one impression and its outcomes; each counts once its task's delay is over."""
-        delays = self._delays_ms
-        self.waiting.add(
-            [
-                (time_ms + delays[task], key, time_ms, task, outcome, 1)
-                for task, outcome in enumerate(outcomes_K.tolist())
-            ]
-        )
+    def observe(
+        self, keys_N: Sequence[int], time_ms: int, outcomes_NK: NDArray[np.float64]
+    ) -> None:
+        """Take in impressions of one instant; outcomes count once their task's delay is over."""
+        for task, delay_ms in enumerate(self._delays_ms):
+            outcomes_N = outcomes_NK[:, task].tolist()
+            self.waiting.add(time_ms + delay_ms, keys_N, time_ms, task, outcomes_N, 1)
 
     def amend(self, key: int, time_ms: int, added_K: NDArray[np.float64]) -> None:
         """Add to the outcomes of an impression that was observed before.
 
         What is added counts from the impression's time, once the task's delay is over.
         """
-        delays = self._delays_ms
-        self.waiting.add(
-            [
-                (time_ms + delays[task], key, time_ms, task, float(added_K[task]), 0)
-                for task in np.flatnonzero(added_K).tolist()
-            ]
-        )
+        for task in np.flatnonzero(added_K).tolist():
+            known_at_ms = time_ms + self._delays_ms[task]
+            self.waiting.add(known_at_ms, [key], time_ms, task, [float(added_K[task])], 0)
 
     def forget(self, which: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> None:
         """Erase the sums of some keys, and what waits of them.

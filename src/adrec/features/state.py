@@ -262,7 +262,8 @@ class State:
             visitor: as the request was answered for.
             reports: in the order in which they came.
         """
-        new = any(report.before_K is None for report in reports)
+        new = [i for i, report in enumerate(reports) if report.before_K is None]
+        amended = [i for i, report in enumerate(reports) if report.before_K is not None]
         user = visitor.user
         if visitor.user_id:
             user = (self.users.add if new else self.users.row)(visitor.user_id)
@@ -277,14 +278,11 @@ class State:
         for spec, counter, keys_N in keys:
             if not user and USER_ID in spec.columns:  # nobody has no past
                 continue
-            of_all = np.broadcast_to(keys_N, len(reports)).tolist()
-            for report, key, summed_K, added_K in zip(
-                reports, of_all, summed_NK, added_NK, strict=True
-            ):
-                if report.before_K is None:
-                    counter.observe(key, visitor.at_ms, summed_K)
-                else:
-                    counter.amend(key, visitor.at_ms, added_K)
+            of_all = keys_N.tolist() * (1 if len(keys_N) == len(reports) else len(reports))
+            if new:
+                counter.observe([of_all[i] for i in new], visitor.at_ms, summed_NK[new])
+            for i in amended:
+                counter.amend(of_all[i], visitor.at_ms, added_NK[i])
         bits_N = outcome_bits(after_NK).tolist()
         for field, history in zip(self.schema.sequences, self.histories, strict=True):
             joined_N, joins_N = self._joins(field, before_NK), self._joins(field, after_NK)
