@@ -7,7 +7,8 @@
 A version with a ranker of full size (without `--run`: trained briefly on a synthetic world of
 20,000 ads) ranks 100 to 2,000 candidates of real users, in turns:
 
-- each backend and precision on all candidates, the best rescored exactly where it is coarser;
+- each backend and precision on all candidates, the best rescored exactly where the version found
+  that it is too coarse without;
 - the same with the preranker, which is how the version serves;
 - the ranker's ONNX files on ONNX Runtime, if that is installed;
 - a plain ranker in PyTorch and float32, as it is trained: nothing computed beforehand;
@@ -33,8 +34,8 @@ from worlds import version_with
 
 from adrec.bundle import GRAPHS, PRERANKER, Bundle
 from adrec.features.batches import Candidates, Fields, Query, stack_queries
-from adrec.inference.backends import Backend, Pool, Usual
-from adrec.inference.choice import is_installed, make_backends, possible
+from adrec.inference.backends import Backend, BackendName, Pool, Usual
+from adrec.inference.choice import is_installed, make_backends, possible, rescored
 from adrec.inference.graphs import RequestInputs
 from adrec.inference.onnx_export import CANDIDATES, PREFIX, export_onnx, sample_requests
 from adrec.inference.runtime import Runtime
@@ -122,6 +123,11 @@ def all_ways(bundle: Bundle, served: Runtime, threads: int, folder: Path) -> dic
             backend,
             ad_rows=rows,
             considered=considered,
+            rescored=rescored(
+                bundle.manifest.serving.rescored,
+                BackendName(backend.engine, backend.precision),
+                bundle.manifest.admissions,
+            ),
         )
 
         def rank(asked: Asked) -> object:
@@ -252,6 +258,10 @@ def parity(bundle: Bundle) -> list[Row]:
         rows.append({"case": case, "metric": "AUC change", "value": worst, "unit": "1"})
         rows.append(
             {"case": case, "metric": "top 10 the same", "value": one.top_agreement, "unit": "1"}
+        )
+        alone = one.first_pass_agreement
+        rows.append(
+            {"case": case, "metric": "top 10 the same, not rescored", "value": alone, "unit": "1"}
         )
         print(one)
     if manifest.preranking is not None:

@@ -365,7 +365,7 @@ class Recommender:
             visitors: who asks.
             query: the same, encoded.
             ads_BN: their candidates, rows of the offer's catalogue; 0 where there is none.
-            shown: how many of the best are wanted; these have the ranker's exact scores.
+            shown: how many of the best are wanted; these have the ranker's scores.
             offer: the ads of an instant; None: as they are now.
         """
         offer = offer or self.index.now.about

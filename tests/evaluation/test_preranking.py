@@ -94,8 +94,14 @@ def test_what_it_misses_is_not_laid_to_a_backend(
     assert manifest.preranking is not None
     assert manifest.preranking.top_agreement < 0.98
     exact = {(one.engine, one.precision): one for one in manifest.admissions}["openvino", "float32"]
-    assert exact.top_agreement == 1.0
+    assert exact.top_agreement == exact.first_pass_agreement == 1.0
+    assert abs(exact.first_pass_shift) < 1e-5
     assert exact.admitted
+    assert not exact.needs_rescoring
+    for one in manifest.admissions:
+        if one.precision != "float32":
+            assert 0.0 <= one.first_pass_agreement <= 1.0
+            assert one.first_pass_shift != 0.0
 
 
 def test_a_new_ad_is_guessed_and_ranked_at_once(

@@ -177,6 +177,16 @@ class TestAgainstBruteForce:
         counter.read(np.arange(20), at)
         np.testing.assert_array_equal(counter.read(log.keys, at), first)
 
+    @given(logs())
+    def test_impressions_of_one_instant_may_be_taken_in_together(self, log: Log) -> None:
+        alone, together = log.counter(), log.counter()
+        one_by_one(log, alone)
+        for at in np.unique(log.times):
+            mine = log.times == at
+            together.observe(log.keys[mine].tolist(), int(at), log.outcomes[mine])
+        at, keys = int(log.times[-1]) + 2000, np.arange(-1, 7)
+        np.testing.assert_allclose(together.read(keys, at), alone.read(keys, at), atol=1e-12)
+
     def test_outcomes_that_are_added_wait_as_arrays_too(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -390,9 +400,15 @@ class TestPast:
         expected = sorted(range(1000), key=lambda i: (group[i], known[i]))
         assert order_events(group, known).tolist() == expected
 
-    @given(st.lists(st.integers(-5, 2**62), max_size=20), st.sampled_from([3, 2**63 - 1]))
-    def test_keys_are_numbered_in_their_order(self, keys: list[int], below: int) -> None:
-        keys_E = np.array(keys, np.int64) % below
+    @given(
+        st.lists(st.integers(-5, 2**62), max_size=20),
+        st.sampled_from([3, 2**63 - 1]),
+        st.sampled_from([0, -2, 2**62, -(2**63)]),
+    )
+    def test_keys_are_numbered_in_their_order(
+        self, keys: list[int], below: int, least: int
+    ) -> None:
+        keys_E = np.minimum(np.array(keys, np.int64) % below, 2**62 - 1) + least
         distinct, place_E = numbered(keys_E)
         assert distinct.tolist() == sorted(set(keys_E.tolist()))
         assert distinct[place_E].tolist() == keys_E.tolist()

@@ -27,6 +27,7 @@ from adrec.features.past import count_strictly_before
 from adrec.features.rows import Rows
 from adrec.features.state import State
 from adrec.features.transforms import Features
+from adrec.features.visitor import Report as Reported
 from adrec.features.visitor import Visitor
 from adrec.schema import AD_ID, REQUEST_ID, TIMESTAMP_MS, USER_ID, Schema, parse_schema
 
@@ -256,6 +257,36 @@ class TestServingEqualsBatch:
                 np.testing.assert_array_equal(joined, expected)
         joined = np.concatenate([part.counters_NC for part in parts])
         np.testing.assert_allclose(joined, rows.counters_NC, atol=1e-6)
+
+
+def test_reports_of_one_request_are_taken_in_together_as_one_by_one(tiny_world: Path) -> None:
+    """New impressions and later outcomes, an ad that is reported twice, one user for all."""
+    tables = opened(tiny_world)
+    log = whole_log(tables)
+    at = int(log[TIMESTAMP_MS][-1]) + 1000
+    nothing, click, bought = [0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 5.0]
+    reports = [
+        Reported(3, None, click),
+        Reported(4, None, nothing),
+        Reported(3, click, bought),
+        Reported(0, None, nothing),
+        Reported(4, None, click),
+        Reported(4, nothing, click),
+    ]
+    found = []
+    for together in (True, False):
+        state = begin(tables)
+        visitor = state.visit(7, at, {})
+        for some in [reports] if together else [[report] for report in reports]:
+            state.report(visitor, some)
+        later = state.visit(7, at + 10**8, {})
+        histories = state.query(later).histories
+        found.append((state.counters(later, np.arange(6)), [h.row_BL for h in histories]))
+    (counted, histories), (expected, expected_histories) = found
+    np.testing.assert_allclose(counted, expected, rtol=1e-6)
+    assert counted[4, 0] > 0
+    for history, expected_history in zip(histories, expected_histories, strict=True):
+        assert history.tolist() == expected_history.tolist()
 
 
 class TestNewUsers:

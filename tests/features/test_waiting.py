@@ -1,4 +1,4 @@
-"""Waiting: single rows and tables come out when they are known, and once."""
+"""Waiting: rows of one instant and tables come out when they are known, and once."""
 
 from itertools import chain, groupby
 

@@ -120,11 +120,11 @@ def backends(
 
 
 def asked(
-    dataset: Dataset, requests: int, count: int
+    dataset: Dataset, requests: int, count: int, seed: int = 0
 ) -> tuple[Query, Candidates, NDArray[np.int64]]:
     """Requests of the test period, each with `count` ads and counters drawn at random."""
-    rng = np.random.default_rng(count)
-    batch: Batch = dataset.batch(dataset.requests("test")[:requests])
+    rng = np.random.default_rng([count, seed])
+    batch: Batch = dataset.batch(dataset.requests("test")[seed : seed + requests])
     rows = rng.integers(1, len(dataset.catalogue), (requests, count))
     counters = rng.normal(size=(requests, count, dataset.counters_NC.shape[1]))
     position = np.ones(rows.shape, np.int32)
@@ -223,7 +223,8 @@ def test_many_threads_at_once(
     tiny_dataset: Dataset,
 ) -> None:
     cases = [asked(tiny_dataset, 1 + count % 2, count) for count in range(5, 45)]
-    cases[::3] = [asked(tiny_dataset, 1, 100)] * len(cases[::3])  # the usual number
+    usual = [asked(tiny_dataset, 1, 100, seed=i) for i in range(len(cases[::3]))]
+    cases[::3] = usual  # of the usual number
     backend = backends[name]
 
     def scored(case: tuple[Query, Candidates, NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -410,6 +411,7 @@ def admission(
         auc_change={"click": change},
         top_agreement=agreement,
         first_pass_agreement=first_pass,
+        first_pass_shift=0.0,
         native_bf16=has_native_bf16(),
     )
 
@@ -430,6 +432,9 @@ class TestChoice:
         assert rescored("auto", BackendName("torch", "bf16"), found) == RESCORED
         refused = [admission("bf16", 1.0, 0.01, first_pass=1.0)]
         assert rescored("auto", bf16, refused) == RESCORED
+        for shift, some in ((-0.003, RESCORED), (0.001, 0)):
+            shifted = found[0].model_copy(update={"first_pass_shift": shift})
+            assert rescored("auto", bf16, [shifted]) == some
 
     @pytest.mark.parametrize("here", [False, True])
     @pytest.mark.parametrize("there", [False, True])

@@ -213,3 +213,44 @@ def test_threads_are_begun_and_work_side_by_side(clock):
     assert [future.result(timeout=10) for future in futures] == [20, 40]
     batcher.close()
     assert len(begun) == 2
+
+
+@pytest.mark.parametrize(
+    ("waiting", "taken"),
+    [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [4]), (6, [4, 1, 1])],
+)
+def test_each_thread_takes_its_share_of_few(waiting, taken, gate, clock):
+    batcher = Batcher(gate, BatchingConfig(at_once=2, most=4), clock=clock)
+    futures = []
+    for ask in (100, 102):  # both threads are busy
+        futures.append(batcher.submit(ask, 60.0))
+        assert gate.entered.acquire(timeout=10)
+    futures += [batcher.submit(2 * i, 60.0) for i in range(waiting)]
+    for size in taken:
+        gate.let_through(1)
+        assert gate.entered.acquire(timeout=10)
+        assert len(gate.batches[-1]) == size
+    gate.let_through(2)
+    assert [future.result(timeout=10) for future in futures[2:]] == [20 * i for i in range(waiting)]
+    batcher.close()
+
+
+def test_what_a_request_takes_is_worked_out_batch_by_batch(gate, clock):
+    """Two threads, 25 ms for each request and for each batch: 3 wait, of which one thread takes 2
+    and the other 1, and then what comes after them."""
+    batcher = Batcher(gate, BatchingConfig(at_once=2, most=8), clock=clock)
+    gate.let_through(1)
+    batcher.submit(0, 1.0).result(timeout=10)  # a lone one takes 50 ms
+    assert gate.entered.acquire(timeout=10)
+    for ask in (100, 102):
+        batcher.submit(ask, 60.0)
+        assert gate.entered.acquire(timeout=10)
+    for ask in (2, 4, 6):
+        batcher.submit(ask, 60.0)
+    # 50 ms for those in work. Of four the first thread takes 2 (75 ms), the second 1 (50) and,
+    # before the first is free, the last (50).
+    with pytest.raises(OverloadError, match=r"3 requests wait: .* take 150 ms of the 145 allowed"):
+        batcher.submit(8, 0.145)
+    assert not batcher.submit(8, 0.155).done()
+    gate.let_through(100)
+    batcher.close()

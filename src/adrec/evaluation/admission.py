@@ -1,9 +1,9 @@
 """How near to float32 does each backend come? What serves is admitted by these measurements.
 
 Two things count: the AUC of the first pass over impressions of the validation period, and the top
-10 after the best have been rescored; or without that, which is then left out. All are compared with
-the ranker as it was trained, on torch in float32, with the same preranker, if there is one: what
-that misses is its own to tell.
+10 after the best have been rescored. That is left out where the top 10 are the same without it, and
+the first pass moves scores neither up nor down. All is compared with the ranker as it was trained,
+on torch in float32, with the same preranker, if there is one: what that misses is its own to tell.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from adrec.training.optimiser import has_native_bf16
 _ROWS = 8_192  # impressions of the validation period that AUC is compared on
 _REQUESTS = 50  # whose top 10 is compared
 _TOP = 10
+_LEAST = 1e-12  # of a score
 
 Served = Callable[[Backend, int], Recommender]
 """A recommender with another backend, which rescores so many of the best."""
@@ -64,14 +65,18 @@ def measure_backends(
             for k in binary
             if 0 < labels_NK[:, k].sum() < len(labels_NK)
         }
-        agreements = [_shared(_tops(served(backend, some)), exact) for some in (rescored, 0)]
+        agreement = alone = _shared(_tops(served(backend, rescored)), exact)
+        if rescored and backend.precision != "float32":
+            alone = _shared(_tops(served(backend, 0)), exact)
+        shifts = np.log(np.maximum(scores, _LEAST) / np.maximum(of_reference, _LEAST)).mean(axis=0)
         found.append(
             Admission(
                 engine=backend.engine,
                 precision=backend.precision,
                 auc_change=changes,
-                top_agreement=agreements[0],
-                first_pass_agreement=agreements[1],
+                top_agreement=agreement,
+                first_pass_agreement=alone,
+                first_pass_shift=float(max(shifts, key=abs)),
                 native_bf16=has_native_bf16(),
             )
         )

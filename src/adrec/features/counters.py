@@ -41,7 +41,7 @@ class Counter:
     """Decayed sums of one kind of key, e.g. all (user, topic) pairs.
 
     A batch is taken in by `advance`, or by `take_in` where nothing is to be read before its rows,
-    single impressions by `observe` and `read`; all leave the same sums behind and may alternate.
+    those of one instant by `observe` and `read`; all leave the same sums behind and may alternate.
     """
 
     half_lives_ms: NDArray[np.float64]

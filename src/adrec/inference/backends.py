@@ -1,7 +1,7 @@
 """Backend: what runs the ranker. A request is opened once, then any candidates of it are scored.
 
 A backend whose arithmetic is coarser than float32 also scores exactly, which `Runtime` has it do
-for the best few. It is admitted to serve by measurement (`evaluation/admission.py`).
+for the best few if need be. It is admitted to serve by measurement (`evaluation/admission.py`).
 """
 
 from dataclasses import dataclass

@@ -34,6 +34,7 @@ from adrec.training.optimiser import has_native_bf16
 
 MOST_AUC_CHANGE = 0.0005
 LEAST_AGREEMENT = 0.99
+MOST_SHIFT = 0.002
 REFERENCE: tuple[Engine, Precision] = ("torch", "float32")
 PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "torch": ("float32", "bf16"),
@@ -55,6 +56,9 @@ class Admission(Strict):
     """Share of the top 10 that float32 has, too, after the best are rescored."""
     first_pass_agreement: float
     """The same if nothing is rescored."""
+    first_pass_shift: float
+    """By which share the first pass moves scores on average, of the task of which it moves them
+    most."""
     native_bf16: bool
     """Whether the processor had bf16, which is used beside int8 where it is there."""
 
@@ -64,7 +68,7 @@ class Admission(Strict):
         return (
             f"{self.engine} {self.precision}: AUC {changes}, "
             f"top 10 {self.top_agreement:.1%} the same, without rescoring "
-            f"{self.first_pass_agreement:.1%}: {verdict}"
+            f"{self.first_pass_agreement:.1%} and scores {self.first_pass_shift:+.2%}: {verdict}"
         )
 
     @property
@@ -77,8 +81,9 @@ class Admission(Strict):
 
     @property
     def needs_rescoring(self) -> bool:
-        """Whether the top 10 are float32's only if the best are rescored."""
-        return self.first_pass_agreement < LEAST_AGREEMENT
+        """Whether the top 10 are float32's only if the best are rescored, or the scores."""
+        as_good = self.first_pass_agreement >= LEAST_AGREEMENT
+        return not as_good or abs(self.first_pass_shift) > MOST_SHIFT
 
     @property
     def admitted_here(self) -> bool:

@@ -50,7 +50,6 @@ _AD_CODES = len(RequestInputs._fields)  # which input they are
 _HINTS: dict[Precision, str] = {"float32": "f32", "bf16": "bf16"}
 _GROUP = 128  # activations that share a scale
 _LEAST_WEIGHTS = 16_384  # smaller layers stay as they are
-_FEW_OUTPUTS = 8  # a layer that has so few is a last one
 
 
 class OpenVinoBackend:
@@ -184,10 +183,10 @@ class Compiled:
             steps = PrePostProcessor(model)
             steps.input(codes).tensor().set_element_type(openvino.Type.i8)
             model = steps.build()
+        if precision != "float32":
+            _keep_ends_exact(model)
         if precision == "int8":
             _round_weights(model)
-        if _HINTS[_beside(precision)] != "f32":
-            _keep_ends_exact(model)
         if precision == "int8" and any(_is_empty(port.partial_shape) for port in model.inputs):
             usual = ()  # OpenVINO 2026.4 does not compile such ones
         self._usual = usual
@@ -205,7 +204,7 @@ class Compiled:
         request, own = self._request(usual)
         if usual:  # to copy them takes a tenth of the time that it takes to hand them over
             for place, array in zip(own, inputs, strict=True):
-                np.copyto(place, array)
+                np.copyto(place, array, casting="no")
         else:
             # Set one by one: what `infer` does to inputs of any kind takes longer than small graphs
             for i, array in enumerate(inputs):
@@ -216,7 +215,12 @@ class Compiled:
 
     def is_usual(self, inputs: Sequence[NDArray[Any]]) -> bool:
         """Whether inputs have the usual sizes. The last input has all that are free."""
-        return self._fixed is not None and inputs[-1].shape[: len(self._usual)] == self._usual
+        usual = self._usual
+        return (
+            self._fixed is not None
+            and inputs[-1].shape[: len(usual)] == usual
+            and all(len(array) == usual[0] for array in inputs)
+        )
 
     def _request(self, usual: bool) -> tuple[Any, list[NDArray[Any]]]:
         """This thread's own, and where its inputs stand if their sizes are known."""
@@ -328,13 +332,20 @@ def _convert(graph: nn.Module, inputs: tuple[Tensor, ...], free: FreeAxes, file:
 def _keep_ends_exact(model: Any) -> None:
     """Have the last layers computed in float32, as sums of products: OpenVINO leaves what comes
     after the last product of matrices in the precision of the outputs."""
-    for node in model.get_ordered_ops():
-        weight_OI = _weight(node)
-        if weight_OI is None or len(weight_OI) > _FEW_OUTPUTS:
+    met: set[str] = set()
+    waiting = [result.get_node() for result in model.outputs]
+    while waiting:
+        node = waiting.pop()
+        if node.get_name() in met:
             continue
-        across = ops.unsqueeze(node.input_value(0), ops.constant(np.array([-2])))
-        products = ops.multiply(across, ops.constant(weight_OI))
-        node.output(0).replace(ops.reduce_sum(products, ops.constant(np.array([-1]))).output(0))
+        met.add(node.get_name())
+        weight_OI = _weight(node)
+        if weight_OI is not None:
+            across = ops.unsqueeze(node.input_value(0), ops.constant(np.array([-2])))
+            products = ops.multiply(across, ops.constant(weight_OI))
+            node.output(0).replace(ops.reduce_sum(products, ops.constant(np.array([-1]))).output(0))
+        elif node.get_type_name() != "MatMul":
+            waiting += [value.get_node() for value in node.input_values()]
 
 
 def _weight(node: Any) -> NDArray[np.float32] | None:

@@ -135,7 +135,7 @@ class Runtime:
         self, opened: Opened, query: Query, pool: Pool, order: Order, shown: int
     ) -> NDArray[np.float64]:
         """Calibrated scores of the ranker, and of the trees if there are any; exact ones of the
-        best."""
+        best where the first pass is too coarse."""
         trees = None if self.trees is None else self.trees.predict(query, pool.candidates)
         exact = max(self._rescored, 2 * shown) if self._rescored else 0
         if self.backend.precision == "float32" or exact >= pool.row_BN.shape[1]:

@@ -1,8 +1,9 @@
 """Micro-batching: requests that come while others are answered are answered together.
 
 A few threads answer. An idle one takes what waits at once, so a lone request waits for nothing;
-while all are busy requests gather, and the next free thread takes up to `most` of them. Under load
-it may wait up to `gather_ms` for a batch to fill.
+while all are busy requests gather. Of few the next free thread takes its share, as the others soon
+are free, too; as soon as there are `most`, it takes so many, which costs less for each. Under load
+it may wait up to `gather_ms` for a batch to fill, and then takes all.
 
 Each request has a deadline. From how long batches have been taking, and from how far such guesses
 were off, it is told on arrival whether the deadline can be met; if not, it is refused at once, as a
@@ -10,6 +11,7 @@ queue that grows helps nobody. Of those that were let in, one whose deadline has
 is refused then.
 """
 
+import heapq
 import threading
 import time
 from collections import deque
@@ -162,14 +164,24 @@ class Batcher(Generic[AskT, AnswerT]):
         """About how long a request that comes now waits and is answered, if that is known."""
         if self._each_s is None:
             return None
-        threads, most = self._config.at_once, self._config.most
-        left = [
+        free_s = [0.0] * (self._config.at_once - len(self._at_work)) + [
             max(0.0, batch.begun + self._each_s * _parts(batch.size) - now)
             for batch in self._at_work.values()
-        ]
-        free_s = min(left) if len(left) == threads else 0.0
-        full, with_it = divmod(len(self._waiting), most)
-        return free_s + self._each_s * (full * _parts(most) / threads + _parts(with_it + 1))
+        ]  # when each thread is free
+        heapq.heapify(free_s)
+        waiting = len(self._waiting) + 1
+        while True:
+            count = self._share(waiting)
+            done_s = heapq.heappop(free_s) + self._each_s * _parts(count)
+            waiting -= count
+            if not waiting:
+                return done_s
+            heapq.heappush(free_s, done_s)
+
+    def _share(self, waiting: int) -> int:
+        """How many of those that wait a thread takes."""
+        threads, most = self._config.at_once, self._config.most
+        return most if waiting >= most else -(-waiting // threads)
 
     def _work(self, begin_thread: Callable[[], None]) -> None:
         begin_thread()
@@ -193,7 +205,8 @@ class Batcher(Generic[AskT, AnswerT]):
                 if self._closed:
                     return []
                 self._changed.wait()
-            if self._at_work and self._config.gather_ms:
+            gathered = bool(self._at_work and self._config.gather_ms)
+            if gathered:
                 until = self._clock() + self._config.gather_ms / 1000.0
                 while len(self._waiting) < most and not self._closed:
                     left = until - self._clock()
@@ -201,7 +214,8 @@ class Batcher(Generic[AskT, AnswerT]):
                         break
                 if not self._waiting:  # another thread took them
                     return self._take()
-            count = min(most, len(self._waiting))
+            waiting = len(self._waiting)
+            count = waiting if gathered and waiting < most else self._share(waiting)
             self._at_work[threading.get_ident()] = _Batch(self._clock(), count)
             return [self._waiting.popleft() for _ in range(count)]
 
